@@ -170,10 +170,10 @@ class ParameterReader:
         if not centre or not isinstance(distribution, FloatDistribution | IntDistribution):
             raise self._values.error(place, "centres for several targets are {target: value, ...}, only for numbers")
         centres = {
-            self._values.target((*place, target), target): self._values.inside((*place, target), value, distribution)
+            self._values.sparsity((*place, target), target): self._values.inside((*place, target), value, distribution)
             for target, value in centre.items()
         }
-        return Prior(between(distribution, centres, self._values.goal), width)
+        return Prior(between(distribution, centres, self._values.target), width)
 
 
 def only(values: Values, place: Place, data: dict[Any, Any], accepted: set[str]) -> None:

@@ -197,7 +197,7 @@ class _Parser:
 
     def _near(self, index: int, point: dict[str, Any]) -> float | None:
         """Return the target in a point's key `near`, or None if the point has no such key."""
-        return self._values.target(("first", index, NEAR), point[NEAR]) if NEAR in point else None
+        return self._values.sparsity(("first", index, NEAR), point[NEAR]) if NEAR in point else None
 
     def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
         """Return a point of the list `first`. Values outside a range are moved to its nearer end. A parameter that the

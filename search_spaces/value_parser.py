@@ -30,11 +30,11 @@ class Values:
     """Parses single values for one target sparsity. Every error message names the line.
 
     Attributes:
-        goal: the study's target sparsity. Words such as `above` depend on it.
+        target: the study's target sparsity. Words such as `above` depend on it.
     """
 
     def __init__(self, lines: Lines, target: float) -> None:
-        self._lines, self.goal = lines, target
+        self._lines, self.target = lines, target
 
     def error(self, place: Place, message: str) -> BadFile:
         return self._lines.error(place, message)
@@ -42,7 +42,7 @@ class Values:
     def plain(self, place: Place, value: Any) -> Any:
         """Return a number, text or boolean. A word of SYMBOLS is replaced by its number."""
         if isinstance(value, str) and value in SYMBOLS:
-            return SYMBOLS[value](self.goal)
+            return SYMBOLS[value](self.target)
         if not isinstance(value, str | int | float | bool):
             raise self.error(place, f"the value must be a number, text, true or false, not {shown(value)}")
         if not isinstance(value, str) and not abs(value) <= _LARGEST:
@@ -59,12 +59,12 @@ class Values:
             raise self.error(place, f"{place[-1]} must be a whole number, not {shown(value)}")
         return float(value)
 
-    def target(self, place: Place, value: Any) -> float:
+    def sparsity(self, place: Place, value: Any) -> float:
         """Return a target sparsity for which a part of the space is meant."""
-        target = self.number(place, value)
-        if not 0 <= target < 1:
+        sparsity = self.number(place, value)
+        if not 0 <= sparsity < 1:
             raise self.error(place, f"a target must lie in [0, 1), not {shown(value)}")
-        return target
+        return sparsity
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
         """Return the value of the distribution that is nearest to `value`. A word such as `suggest_p` may stand for a

@@ -11,12 +11,12 @@ experiment from `collect`; without them only the first points are trained.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from benchmarks.curves.choosing import _text
 from benchmarks.curves.collect import EPOCHS
 from benchmarks.curves.points import SPARSITY, whole
 from benchmarks.curves.simulate import METHOD, best_configuration, surrogate_of
@@ -29,27 +29,23 @@ from tune_sparsity.search_spaces import load_space
 FIRST_SEED = 500
 
 
-def configurations(experiment: str, target: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the parameters of each configuration for a target."""
+def configurations(experiment: str, target: float, *, known: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the parameters of each configuration for a target. `known`: whether there is a surrogate."""
     for number, params in enumerate(load_space(METHOD, target).first_for(target), 1):
         yield f"first point {number}", {**params, SPARSITY: target}
-    if Table(experiment, METHOD).rows():
+    if known:
         yield "best of the surrogate", best_configuration(experiment, target)
 
 
 def trained(experiment: str, data_dir: str, params: dict[str, Any], seed: int) -> tuple[float, float]:
-    """Return the validation and the test accuracy of one training, in percent."""
+    """Return the validation and the test accuracy of one training."""
     found, data = _loaded(experiment, data_dir)
     training = Training(
         found, data.train, data.val, METHOD, whole(METHOD, params), epochs=EPOCHS[experiment], seed=FIRST_SEED + seed
     )
     while not training.finished:
         measured = training.epoch()
-    return 100 * measured["val_accuracy_at_target"], 100 * evaluate(found, training.model, data.test)
-
-
-def _mean(values: tuple[float, ...]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+    return measured["val_accuracy_at_target"], evaluate(found, training.model, data.test)
 
 
 def main() -> None:
@@ -62,13 +58,13 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # as the search's workers do
     print("| target | configuration | expected % | validation % | test % | parameters |\n|" + " --- |" * 6)
+    known = bool(Table(options.experiment, METHOD).rows())
     for target in options.targets:
-        for name, params in configurations(options.experiment, target):
+        for name, params in configurations(options.experiment, target, known=known):
             runs = [trained(options.experiment, options.data_dir, params, seed) for seed in range(options.seeds)]
-            known = bool(Table(options.experiment, METHOD).rows())
             expected = f"{100 * surrogate_of(options.experiment).means([params])[0, -1]:.2f}" if known else ""
             shown = ", ".join(f"{key} {value:.3g}" for key, value in params.items() if isinstance(value, float))
-            row = [f"{target:g}", name, expected, *map(_mean, zip(*runs, strict=True)), shown]
+            row = [f"{target:g}", name, expected, *map(_text, zip(*runs, strict=True)), shown]
             print(f"| {' | '.join(row)} |", flush=True)
 
 

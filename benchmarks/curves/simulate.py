@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Table
 from benchmarks.driver import reported
+from benchmarks.search import without_priors
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
@@ -137,7 +138,7 @@ class Ours:
         self.now, goal = 0.0, at_targets(target)
         space = load_space(METHOD, target)
         if options.pop("no_priors", False):
-            space = replace(space, first=(), near=(), priors={})
+            space = without_priors(space)
         scheduler = options.pop("scheduler", "asha")
         config = make_config({"target": target, "trials": trials, "storage": folder, "study": "simulated"}).resolved()
         self._study = StudyRun(

@@ -154,8 +154,10 @@ def _server(uri: str, shown: str, here: str) -> Finding:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=10) as answer:
             there = answer.read(100).decode(errors="replace").strip()
     except urllib.error.HTTPError as error:
-        remedy = "give the server's MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        remedy = remedy if error.code in (401, 403) else "give the URI of an MLflow server"
+        if error.code in (401, 403):
+            remedy = "give the server's MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        else:
+            remedy = "give the URI of an MLflow server"
         return Finding("mlflow", f"{shown} answers with HTTP status {error.code}", remedy)
     except (OSError, ValueError) as error:
         return Finding("mlflow", f"{shown} does not answer ({error})", "start the server, or give another URI")

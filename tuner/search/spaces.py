@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces import BUILT_IN, Space, is_built_in, load_space
+from tune_sparsity.search_spaces import BUILT_IN, Space, is_built_in, load_space, space_layout
 from tune_sparsity.sparsity.few_bits import ALL_BITS
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
@@ -88,7 +88,8 @@ def space_for(name: str, goal: Goal) -> Space:
     """
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
-    laid_out = [load_space(name, target) for target in goal.ends]
+    layout = space_layout(name)
+    laid_out = [layout(target) for target in goal.ends]
     base = laid_out[0]
     distributions = {key: _union([space.distributions[key] for space in laid_out]) for key in base.distributions}
     fixed = {}
@@ -101,8 +102,7 @@ def space_for(name: str, goal: Goal) -> Space:
     if (own := distributions.get(FINAL_SPARSITY)) is not None:
         distributions[FINAL_SPARSITY] = _within(own, *goal.searched)
     middle = from_log(sum(map(log_sparsity, goal.ends)) / len(goal.ends))
-    priors = load_space(name, middle).priors
-    return replace(base, distributions=distributions, fixed=fixed, first=(), near=(), priors=priors)
+    return replace(base, distributions=distributions, fixed=fixed, first=(), near=(), priors=layout(middle).priors)
 
 
 def reaches(space: Space, sparsity: float) -> bool:

@@ -97,8 +97,8 @@ class Lease:
 
     def _wait_for(self, before: dict[str, Any]) -> None:
         host = before.get("host", "another machine")
-        print(f"Checking whether {host} still runs the study. This takes at most {TTL:.0f} seconds.", file=sys.stderr)
-        sys.stderr.flush()
+        message = f"Checking whether {host} still runs the study. This takes at most {TTL:.0f} seconds."
+        print(message, file=sys.stderr, flush=True)
         end = time.monotonic() + TTL
         while time.monotonic() < end:
             time.sleep(_LOOK)
