@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +29,12 @@ import torch
 
 from benchmarks.curves.points import SPARSITY
 from benchmarks.curves.table import Table
-from benchmarks.driver import reported
+from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import find
 from tune_sparsity.experiments.base import outputs_of
-from tune_sparsity.experiments.training import NotFinite, Training
+from tune_sparsity.experiments.training import Training
 from tune_sparsity.search_spaces import load_space
-from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.search.asha import halving_for
-from tune_sparsity.tuner.search.planner import planner_for
-from tune_sparsity.tuner.search.searcher import OptunaSearcher
-from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.study.estimate import shrunk
-from tune_sparsity.tuner.study.goal import at_targets
-from tune_sparsity.tuner.study.trial import Epoch, TrialState
-from tune_sparsity.tuner.worker.trainable import trial_seed
 
 Array = np.ndarray[Any, Any]
 METHOD, TRIALS, SLOTS, VALIDATION, SPLITS, DEFAULTS = "lpss", 24, 2, 180, 200, 16
@@ -123,37 +113,11 @@ def _on_images(training: Training, test: Any) -> tuple[Array, Array]:
 def searched(target: float, seed: int) -> Measured:
     """Run one study."""
     experiment = find("digits")
-    data, epochs = experiment.load(None), experiment.recipe.epochs
-    found: list[tuple[float, Array, Array]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        asked = {"target": target, "trials": TRIALS, "seed": seed, "storage": folder, "study": "choosing"}
-        config, goal = make_config(asked).resolved(), at_targets(target)
-        spaces = spaces_of(config, goal)
-        searcher = OptunaSearcher(spaces, target, seed=seed, planner=planner_for(spaces, goal))
-        study = StudyRun(config, goal, searcher, halving=halving_for(config.scheduler, goal, epochs))
-        running: list[tuple[int, Training]] = []
-        while True:
-            while len(running) < SLOTS and (new := study.ask()) is not None:
-                own: dict[str, Any] = {"epochs": epochs, "seed": trial_seed(seed, new.number)}
-                running.append((new.number, Training(experiment, data.train, data.val, METHOD, new.params, **own)))
-            if not running:
-                kept = [one for one in found if one[0] >= target]
-                return Measured(*(np.array([one[k] for one in kept]) for k in (1, 2, 0)))
-            running = [one for one in running if _goes_on(study, *one)]
-            done = [training for _, training in running if training.finished]
-            found += [(training.sparse.sparsity(), *_on_images(training, data.test)) for training in done]
-            running = [one for one in running if not one[1].finished]
-
-
-def _goes_on(study: StudyRun, number: int, training: Training) -> bool:
-    """Train one more epoch. Return False if the trial failed or was stopped early."""
-    try:
-        epoch = training.epoch()
-    except NotFinite as error:
-        study.end(number, TrialState.FAILED, str(error))
-        return False
-    last, made = training.finished, Epoch(training.epochs_done, epoch)
-    return reported(study, number, made, training.sparse.final_sparsity, last=last) or last
+    data = experiment.load(None)
+    trials = completed(experiment, data, target=target, trials=TRIALS, seed=seed, method=METHOD)
+    found = [(one.training.sparse.sparsity(), *_on_images(one.training, data.test)) for one in trials]
+    kept = [one for one in found if one[0] >= target]
+    return Measured(*(np.array([one[k] for one in kept]) for k in (1, 2, 0)))
 
 
 def default(target: float, seed: int) -> Measured:

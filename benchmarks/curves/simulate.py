@@ -20,9 +20,9 @@ import logging
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +34,7 @@ from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Table
 from benchmarks.driver import reported
 from benchmarks.search import without_priors
-from tune_sparsity.search_spaces import load_space
+from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.search.asha import halving_for
@@ -43,6 +43,7 @@ from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.trial import Epoch
 
+UNIMPORTANT = ("momentum", "threshold_interval")  # according to benchmarks.curves.importance
 SLOTS, METHOD, TRIED, REFINED = 2, "lpss", 1 << 12, 6
 NEAR = 0.001  # "within .1 points"
 
@@ -136,9 +137,7 @@ class Ours:
 
     def __init__(self, target: float, trials: int, seed: int, epochs: int, folder: Path, **options: Any) -> None:
         self.now, goal = 0.0, at_targets(target)
-        space = load_space(METHOD, target)
-        if options.pop("no_priors", False):
-            space = without_priors(space)
+        space = options.pop("change", lambda space: space)(load_space(METHOD, target))
         scheduler = options.pop("scheduler", "asha")
         config = make_config({"target": target, "trials": trials, "storage": folder, "study": "simulated"}).resolved()
         self._study = StudyRun(
@@ -209,9 +208,41 @@ def searches() -> dict[str, Search]:
         "default": with_options(),
         "Ray": Rays,
         "no early stopping": with_options(scheduler="none"),
-        "no priors, no first points": with_options(no_priors=True),
+        "no priors, no first points": with_options(change=without_priors),
+        "ramp alone": with_options(change=partial(with_fixed, names=("drop",), drop="ramp")),
+        "what matters alone": with_options(change=partial(with_fixed, names=("drop", *UNIMPORTANT), drop="ramp")),
         **{name: with_options(sampler=name) for name in SAMPLERS if name != DEFAULT_SAMPLER},
     }
+
+
+def with_fixed(space: Space, names: Collection[str], **values: Any) -> Space:
+    """Return a space in which parameters are not searched, without the first points that differ.
+
+    Args:
+        space: the space.
+        names: the parameters that are fixed.
+        values: their values. The default is the centre of the prior.
+    """
+    fixed = {**{name: space.centre()[name] for name in names}, **values}
+    searched = {
+        name: distribution
+        for name, distribution in space.distributions.items()
+        if name not in fixed and space.applies(name, {**space.centre(), **fixed})
+    }
+    agreeing = [
+        place
+        for place, one in enumerate(space.first)
+        if fixed.items() >= {n: one[n] for n in fixed if n in one}.items()
+    ]
+    return replace(
+        space,
+        distributions=searched,
+        fixed={**space.fixed, **fixed},
+        first=tuple({n: value for n, value in space.first[place].items() if n in searched} for place in agreeing),
+        near=tuple(space.near[place] for place in agreeing),
+        priors={name: prior for name, prior in space.priors.items() if name in searched},
+        when={name: when for name, when in space.when.items() if name in searched},
+    )
 
 
 def course(experiment: str, target: float, trials: int, seed: int, make: Search) -> list[Ended]:

@@ -1,0 +1,138 @@
+"""Measure which parameters matter at which target, on the surrogate, within each branch of the search space.
+
+    python -m benchmarks.curves.importance --experiment digits [--targets 0.7 0.9 0.98] [--draws 4096]
+
+A branch is a value of `drop`: other parameters apply with each. Within a branch, the variance of the surrogate's
+expected final error (its logarithm) is divided among the parameters: the functional analysis of variance, whose shares
+are Sobol indices. A parameter's "alone" share is its first-order index, and its "total" share contains all its
+interactions (Sobol, 2001; the estimators of Saltelli et al., 2010, table 2, b and f). A pair's share is what the pair
+explains beyond its two parameters alone.
+
+The parameters are drawn from the priors, where the search looks, or with `--uniform` from their whole ranges, where
+networks that learn nothing decide.
+
+"held" is what holding the parameter at its prior's centre costs: the mean expected accuracy of the best HELD_BEST of
+the draws, minus that of the best of the same draws with this parameter held. Below 0, holding is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from benchmarks.curves.points import SPARSITY
+from benchmarks.curves.simulate import METHOD, surrogate_of
+from tune_sparsity.search_spaces import Space, load_space
+from tune_sparsity.search_spaces.priors import draw
+
+HELD_BEST, PAIRS = 1 / 64, 6
+BRANCHES: dict[str, Any] = {"ramp": {"drop": "ramp"}, "threshold": {"drop": "threshold"}}
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a function's variance.
+
+    Attributes:
+        alone: parameter -> its first-order index.
+        total: parameter -> its total index.
+        pairs: two parameters -> the share of their interaction.
+    """
+
+    alone: dict[str, float]
+    total: dict[str, float]
+    pairs: dict[tuple[str, str], float]
+
+
+def shares(function: Callable[[list[Point]], Array], one: list[Point], other: list[Point]) -> Shares:
+    """Divide the variance of a function of independent parameters.
+
+    Args:
+        function: configurations -> values, shape (configurations,).
+        one, other: as many draws each. All have the same parameters.
+    """
+    names = list(one[0])
+    a, b = function(one), function(other)
+    variance, middle = np.concatenate([a, b]).var(), np.concatenate([a, b]).mean()
+
+    def exchanged(*those: str) -> Array:
+        """Return the values of the first draws with these parameters of the other draws."""
+        mixed = ({**first, **{name: second[name] for name in those}} for first, second in zip(one, other, strict=True))
+        return function(list(mixed))
+
+    def index(values: Array) -> float:
+        return float(np.mean((b - middle) * (values - a)) / variance)
+
+    single = {name: exchanged(name) for name in names}
+    alone = {name: index(values) for name, values in single.items()}
+    return Shares(
+        alone,
+        {name: float(np.mean((values - a) ** 2) / 2 / variance) for name, values in single.items()},
+        {pair: index(exchanged(*pair)) - alone[pair[0]] - alone[pair[1]] for pair in combinations(names, 2)},
+    )
+
+
+def drawn(space: Space, branch: Point, count: int, seed: int, *, uniform: bool) -> list[Point]:
+    """Draw configurations of a branch, with their own parameters alone."""
+    rng, found = np.random.default_rng(seed), list[Point]()
+    for _ in range(count):
+        values = dict(branch)
+        for name, distribution in space.distributions.items():
+            if name not in branch and name != SPARSITY and space.applies(name, values):
+                values[name] = draw(distribution, None if uniform else space.priors.get(name), rng)
+        found.append({name: value for name, value in values.items() if name not in branch})
+    return found
+
+
+def expected(experiment: str, fixed: Point, points: Sequence[Point]) -> Array:
+    """Return the surrogate's expected final accuracies of configurations that are completed by fixed parameters."""
+    means = surrogate_of(experiment).means([{**one, **fixed} for one in points])
+    return np.asarray(means[:, -1])
+
+
+def held(accuracy: Callable[[list[Point]], Array], points: list[Point], name: str, value: Any) -> float:
+    """Return what holding a parameter costs the best of the draws, in accuracy."""
+    leading = max(1, int(len(points) * HELD_BEST))
+    free, fixed = (np.sort(accuracy(some))[-leading:] for some in (points, [{**one, name: value} for one in points]))
+    return float(free.mean() - fixed.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", required=True)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.9, 0.98])
+    parser.add_argument("--draws", type=int, default=4096)
+    parser.add_argument("--uniform", action="store_true", help="draw from the whole ranges")
+    options = parser.parse_args()
+    for branch, own in BRANCHES.items():
+        found: dict[float, tuple[Shares, dict[str, float]]] = {}
+        for target in options.targets:
+            space = load_space(METHOD, target)
+            one, other = (drawn(space, own, options.draws, seed, uniform=options.uniform) for seed in (0, 1))
+            accuracy = partial(expected, options.experiment, {**own, SPARSITY: target})
+            centre = space.centre()
+            costs = {name: held(accuracy, one, name, centre[name]) for name in one[0] if name in centre}
+            found[target] = shares(lambda points, of=accuracy: np.log(1.002 - of(points)), one, other), costs
+        head = "".join(f" alone {t:g} | total | held, points |" for t in options.targets)
+        print(f"\n| {branch} |{head}\n|" + " --- |" * (1 + 3 * len(options.targets)))
+        for name in next(iter(found.values()))[0].alone:
+            cells = (
+                f" {each.alone[name]:.2f} | {each.total[name]:.2f} | {100 * costs.get(name, float('nan')):+.2f} |"
+                for each, costs in found.values()
+            )
+            print(f"| {name} |" + "".join(cells))
+        for target, (each, _) in found.items():
+            largest = sorted(each.pairs.items(), key=lambda pair: -pair[1])[:PAIRS]
+            print(f"\n{target:g}: " + ", ".join(f"{' x '.join(pair)} {share:.2f}" for pair, share in largest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The shares of a variance, against a function whose shares are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.curves.importance import drawn, held, shares
+from benchmarks.curves.simulate import with_fixed
+from tune_sparsity.search_spaces import load_space
+
+A, B = 7.0, 0.1
+PARTS = {  # of the variance of Ishigami's function (Ishigami and Homma, 1990)
+    ("x1",): (1 + B * math.pi**4 / 5) ** 2 / 2,
+    ("x2",): A**2 / 8,
+    ("x1", "x3"): B**2 * math.pi**8 * (1 / 18 - 1 / 50),
+}
+
+
+def ishigami(points: list[dict[str, float]]) -> np.ndarray:
+    x1, x2, x3 = (np.array([point[name] for point in points]) for name in ("x1", "x2", "x3"))
+    return np.asarray(np.sin(x1) + A * np.sin(x2) ** 2 + B * x3**4 * np.sin(x1))
+
+
+def uniform(seed: int, count: int = 1 << 14) -> list[dict[str, float]]:
+    values = np.random.default_rng(seed).uniform(-math.pi, math.pi, (count, 3))
+    return [dict(zip(("x1", "x2", "x3"), row, strict=True)) for row in values]
+
+
+def test_the_shares_are_those_of_the_closed_form() -> None:
+    found, whole = shares(ishigami, uniform(0), uniform(1)), sum(PARTS.values())
+    close = {"abs": 0.03}
+    assert found.alone == pytest.approx({"x1": PARTS["x1",] / whole, "x2": PARTS["x2",] / whole, "x3": 0}, **close)
+    total = {"x1": 1 - PARTS["x2",] / whole, "x2": PARTS["x2",] / whole, "x3": PARTS["x1", "x3"] / whole}
+    assert found.total == pytest.approx(total, **close)
+    pairs = {("x1", "x2"): 0, ("x1", "x3"): PARTS["x1", "x3"] / whole, ("x2", "x3"): 0}
+    assert found.pairs == pytest.approx(pairs, abs=0.05)
+
+
+def test_holding_a_parameter_at_its_best_value_gains_and_at_another_value_costs() -> None:
+    points = [{"x": x} for x in np.linspace(0, 1, 640)]
+    assert held(lambda some: np.array([point["x"] for point in some]), points, "x", 1.0) < 0
+    assert held(lambda some: np.array([point["x"] for point in some]), points, "x", 0.5) == pytest.approx(
+        0.493, abs=0.001
+    )
+
+
+def test_a_branch_has_its_own_parameters() -> None:
+    space = load_space("lpss", 0.9)
+    (ramp,) = drawn(space, {"drop": "ramp"}, 1, 0, uniform=False)
+    (threshold,) = drawn(space, {"drop": "threshold"}, 1, 0, uniform=True)
+    assert threshold.keys() - ramp.keys() == {"feedback", "feedback_gain", "threshold.shape", "threshold.start"}
+    assert ramp.keys() < threshold.keys()
+
+
+def test_a_fixed_parameter_is_not_searched_and_other_branches_are_gone() -> None:
+    space = with_fixed(load_space("lpss", 0.9), ("drop", "momentum"), drop="ramp")
+    assert space.fixed["drop"] == "ramp"
+    assert space.fixed["momentum"] == 0.9
+    assert not {"drop", "momentum", "feedback", "threshold.start"} & space.distributions.keys()
+    assert "threshold.end" in space.distributions
+    assert space.near == (0.7, 0.95, 0.995)
+    assert all(point.keys() <= space.distributions.keys() for point in space.first)
