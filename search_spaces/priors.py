@@ -97,7 +97,19 @@ def between(
     """
     targets = sorted(centres)
     positions = [to_unit(distribution, centres[one]) for one in targets]
-    return from_unit(distribution, float(np.interp(-math.log1p(-target), -np.log1p(-np.array(targets)), positions)))
+    return from_unit(distribution, float(np.interp(log_sparsity(target), list(map(log_sparsity, targets)), positions)))
+
+
+def log_sparsity(sparsity: float) -> float:
+    """Return the position of a sparsity: -log(1 - sparsity). The distance between two sparsities is the distance
+    between their positions. Sparsity 0 has the position 0, .5 has .69, and .99 has 4.6."""
+    return -math.log1p(-sparsity)
+
+
+def from_log(position: float) -> float:
+    """Return the sparsity at a position, where position = -log(1 - sparsity). This is the inverse function of
+    `log_sparsity`."""
+    return -math.expm1(-position)
 
 
 def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, float]:

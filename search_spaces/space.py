@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from tune_sparsity.search_spaces.priors import Prior, middle, same
+from tune_sparsity.search_spaces.priors import Prior, log_sparsity, middle, same
 
 NEAREST = 3
 """The number of points with a target of their own (`Space.near`) that a study of one target tries first."""
@@ -79,7 +78,7 @@ class Space:
         """Return a mapping: index in `first` -> the distance between the point's target in `near` and `target`. Points
         without a target are not in the mapping. The distance is the absolute difference of log(1 - sparsity)."""
         said = {index: near for index, near in enumerate(self.near) if near is not None}
-        return {index: abs(math.log1p(-near) - math.log1p(-target)) for index, near in said.items()}
+        return {index: abs(log_sparsity(near) - log_sparsity(target)) for index, near in said.items()}
 
     def centre(self) -> dict[str, Any]:
         """Return a value for every searched parameter, also for parameters that do not apply. The value is the centre

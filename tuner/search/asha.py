@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from tune_sparsity.tuner.search.cover import log_sparsity
+from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 from tune_sparsity.tuner.study.goal import Goal
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tune_sparsity.tuner.search.cover import log_sparsity
+from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 
 NEIGHBOURS = 64  # the number of trials, nearest in sparsity, that configurations are judged by

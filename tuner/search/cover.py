@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from tune_sparsity.search_spaces.priors import from_log, log_sparsity
 from tune_sparsity.tuner.search.monotone import NOISE, FallingFit
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.pareto import Point
@@ -26,18 +27,6 @@ FIRST_COVER = 9  # with fewer completed trials, gaps alone decide
 SAME = 1e-9  # two positions count as equal if they differ by at most this
 NEIGHBOURS = 5  # the number of completed trials that give the standard deviation at a sparsity
 CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
-
-
-def log_sparsity(sparsity: float) -> float:
-    """Return the position of a sparsity: -log(1 - sparsity). The distance between two sparsities is the distance
-    between their positions. Sparsity 0 has the position 0, .5 has .69, and .99 has 4.6."""
-    return -math.log1p(-sparsity)
-
-
-def from_log(position: float) -> float:
-    """Return the sparsity at a position, where position = -log(1 - sparsity). This is the inverse function of
-    `log_sparsity`."""
-    return -math.expm1(-position)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_sparsity.tuner.search.cover import log_sparsity
+from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.search.monotone import residuals
 from tune_sparsity.tuner.search.samplers import OneByOne
 

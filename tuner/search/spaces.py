@@ -9,10 +9,11 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, Space, is_built_in, load_space, space_layout
+from tune_sparsity.search_spaces.priors import from_log, log_sparsity
 from tune_sparsity.sparsity.few_bits import ALL_BITS
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
-from tune_sparsity.tuner.search.cover import Range, from_log, log_sparsity
+from tune_sparsity.tuner.search.cover import Range
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import BINARY, FINAL_SPARSITY, WEIGHT_BITS
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.examples import examples
+from tune_sparsity.search_spaces.priors import from_log, log_sparsity
 from tune_sparsity.tuner.search.asha import Entry, Halving, LikeStopping, Value, rung_epochs
-from tune_sparsity.tuner.search.cover import Cover, Range, from_log, log_sparsity
+from tune_sparsity.tuner.search.cover import Cover, Range
 from tune_sparsity.tuner.study.goal import along_front
 
 EPOCHS = 20

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.examples import examples
-from tune_sparsity.tuner.search.cover import Cover, Range, Turn, from_log, log_sparsity, most_to_gain, widest_gap
+from tune_sparsity.search_spaces.priors import from_log, log_sparsity
+from tune_sparsity.tuner.search.cover import Cover, Range, Turn, most_to_gain, widest_gap
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.pareto import hypervolume
 

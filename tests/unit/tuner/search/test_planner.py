@@ -8,8 +8,8 @@ import pytest
 
 from tune_sparsity.search_spaces import BUILT_IN, load_space
 from tune_sparsity.search_spaces.loading import FOLDER
+from tune_sparsity.search_spaces.priors import from_log, log_sparsity
 from tune_sparsity.tuner.search.configurations import Outcome, best_configuration
-from tune_sparsity.tuner.search.cover import from_log, log_sparsity
 from tune_sparsity.tuner.search.planner import FIRST_ROUNDS, SEARCHED, Plan, Planner, planner_for
 from tune_sparsity.tuner.search.spaces import space_for
 from tune_sparsity.tuner.study.goal import along_front, at_targets

@@ -12,8 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space, load_space
+from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.config import study_config
-from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.sampler_view import LIKE_SHARE, SamplingStudy, View
 from tune_sparsity.tuner.search.samplers import SAMPLERS, check_sampler

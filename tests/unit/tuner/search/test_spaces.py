@@ -10,9 +10,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, load_space
+from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.planner import Planner, planner_for
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.search.spaces import space_for, spaces_of
