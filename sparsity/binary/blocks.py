@@ -1,7 +1,7 @@
 """Train a binary layer with its normalisation and activation, in little memory. Only a few rows are computed at a time.
 
-Only the signs of the activations are stored for the backward pass. The gradient of the normalisation uses signs, too
-(Wang et al. 2021, arXiv 2102.04270, with batch normalisation by the mean magnitude).
+Only the signs of the activations are stored for the backward pass. The gradient of the normalisation also uses only
+these signs (Wang et al. 2021, arXiv 2102.04270, with batch normalisation by the mean magnitude).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
 
     Args:
         grad: the gradient with respect to the normalised products.
-        sign: the signs of the sums of the normalised products and the bias, -1 or +1.
+        sign: the signs of the normalised products after the bias was added: -1 or +1, in the shape of `grad`.
         size: the mean magnitudes, shape (rows,).
     """
     u = grad / size[:, None]
@@ -57,7 +57,8 @@ def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
 
     Args:
         weight: the weight, shape (rows, ...).
-        results: the number of results for each row. With more results, a slice has fewer rows.
+        results: how many outputs are computed for each row, for instance the batch size. The larger this number is, the
+            fewer rows a slice has.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))
@@ -126,10 +127,10 @@ def _through(grad: Tensor, sign: Tensor, gate: Tensor | None, kind: Kind) -> Ten
 
 
 class BinaryBlock(nn.Module):
-    """A linear layer or convolution whose weights are -1 or +1. Then follow a batch normalisation, which divides by the
-    mean magnitude, and an activation.
+    """A linear layer or convolution whose weights are -1 or +1, together with the batch normalisation and the
+    activation that follow it. The normalisation divides by the mean magnitude.
 
-    The gradients of the weights are signs, too.
+    The backward pass keeps only the signs of the gradients of the weights.
 
     Attributes:
         weight: latent weights in [-1, 1], float16, shape (rows, fan-in...). The block computes with their signs.
@@ -164,8 +165,8 @@ class BinaryBlock(nn.Module):
         return out
 
     def take_signs(self) -> Tensor | None:
-        """Return the signs of the latest outputs as bits, and forget them. Return None if there are none. The next
-        block stores them for the backward pass."""
+        """Return the signs of the latest outputs as bits, or None if there are no such signs. This block does not keep
+        the bits, because the next block stores them for its backward pass."""
         given, self._given = self._given, None
         return given
 

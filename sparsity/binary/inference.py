@@ -27,7 +27,8 @@ def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
     Args:
         y: the products, shape (batch, rows, ...).
         kind: the activation.
-        constants: "threshold" if the activation is a sign, otherwise "scale" and "offset". Each has the shape (rows,).
+        constants: a dict from names to tensors of the shape (rows,). The names are "threshold" if the activation is a
+            sign, and otherwise "scale" and "offset". SignLayer describes them.
     """
     own = [constants[name].to(y.dtype).view(-1, *[1] * (y.dim() - 2)) for name in _CONSTANTS[kind]]
     if kind == "sign":

@@ -1,8 +1,8 @@
 """Compute linear layers with XOR and popcount, if all weights and inputs are signs. The computation needs a CPU and
 compiled code (sparsity/optim/popcount.c).
 
-The inner product of two vectors of n signs, x and w as bits, is n - 2 popcount(x xor w). One operation on 64 bits
-replaces 64 multiplications. Between such layers, signs stay packed as bits.
+Two vectors of n signs are stored as the bits x and w. Their inner product is n - 2 popcount(x xor w). One operation on
+64 bits replaces 64 multiplications. Between such layers, signs stay packed as bits.
 """
 
 from __future__ import annotations

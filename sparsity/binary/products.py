@@ -21,7 +21,8 @@ class LinearProduct(NamedTuple):
         return x @ weight.t()
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` if it is not None."""
+        """Return the gradient of the weight. If `by_input` is a tensor, add the gradient of the inputs to this
+        tensor."""
         if by_input is not None:
             by_input.addmm_(grad, weight)
         return grad.t() @ x
@@ -48,8 +49,8 @@ class ConvolutionProduct(NamedTuple):
         return results if self.pool == (1, 1) else F.max_pool2d(results, self.pool)
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` if it is not None. The
-        positions of the maxima are computed again, because the forward pass does not store them."""
+        """Return the gradient of the weight. If `by_input` is a tensor, add the gradient of the inputs to this tensor.
+        The positions of the maxima are computed again, because the forward pass does not store them."""
         padded, how = self._padded(x), (self.stride, 0, self.dilation)
         if self.pool != (1, 1):
             results = self._convolved(padded, weight)

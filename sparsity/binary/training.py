@@ -99,7 +99,7 @@ class BinaryTraining(SparseTraining):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Leave the network unchanged within this block, because a binary network needs no projection."""
+        """Return a context manager that changes nothing, because no weight of a binary network is pruned."""
         yield
 
     def zeros(self) -> tuple[int, int]:
