@@ -13,17 +13,17 @@ _Array = np.ndarray[Any, Any]
 
 
 class Form(NamedTuple):
-    """Describes how a file stores a tensor: the form, and the positions of the stored values.
+    """Describes how a file stores a tensor: the form, and the positions of the nonzero values.
 
     Attributes:
         form: DENSE, BITMAP or RICE. COMPACT is added if only a small matrix is stored: the rows and columns that have
             values.
         k: the parameter of RICE.
-        bits: the number of bits of everything except the stored values. If the form is DENSE, the zeros among the
-            values are included. The parts are rounded up to whole bytes.
-        places: the positions of the stored values in the flat tensor, in ascending order. With COMPACT these are
+        bits: the number of bits that the tensor takes in addition to its nonzero values. With the form DENSE, these are
+            the bits of the zeros, which DENSE also stores. Each part of the tensor is rounded up to whole bytes.
+        places: the positions of the nonzero values in the flat tensor, in ascending order. With COMPACT these are
             positions in the small matrix.
-        n: the number of all positions, with and without stored values.
+        n: the number of all positions, with and without nonzero values.
         sets: with COMPACT, the rows and the columns of the small matrix.
     """
 
@@ -44,7 +44,7 @@ class Runs(NamedTuple):
             this one, minus 1. There are no numbers if all rows or columns have values.
         gap_k: the Rice parameter of the gaps.
         length_k: the Rice parameter of the lengths.
-        bits: the number of bits that this set takes in the file.
+        bits: the number of bits that these runs take in the file.
     """
 
     numbers: _Array
@@ -64,7 +64,8 @@ def whole(bits: int) -> int:
 
 
 def gaps_of(places: _Array) -> _Array:
-    """Return, for each stored value, the number of zeros between the stored value before it and this value.
+    """Return the number of zeros directly before each stored value. They lie between this value and the previous stored
+    value, or between this value and the start.
 
     Args:
         places: the positions of the stored values, in ascending order.
@@ -73,7 +74,7 @@ def gaps_of(places: _Array) -> _Array:
 
 
 def as_matrix(values: _Array, rows: int) -> _Array:
-    """Return the values as a matrix with this number of rows. If there are no values, the matrix is empty."""
+    """Return the values as a matrix with `rows` rows. If there are no values, the matrix is empty."""
     return values.reshape(max(1, rows), values.size // max(1, rows))
 
 

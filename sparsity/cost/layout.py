@@ -62,10 +62,11 @@ class Layout:
     """Describes the packed file of a network.
 
     Attributes:
-        fixed: the number of bytes of the file without the values of `prunable` and `biases` and the positions of these
-            values.
-        prunable: the prunable tensors by name.
-        biases: the name of a weight -> its bias. The file leaves out the bias of a row that has no nonzero weight.
+        fixed: the number of bytes of all parts of the file that do not depend on the masks. The other parts are the
+            values of the tensors in `prunable` and `biases`, and the positions of these values.
+        prunable: a dict from the names of the prunable tensors to their descriptions.
+        biases: a dict from names of weights to the descriptions of their biases. The file leaves out the bias of a row
+            that has no nonzero weight.
     """
 
     fixed: int
@@ -110,7 +111,8 @@ class Layout:
         """Return the approximate layout of a network with fewer neurons.
 
         Args:
-            kept: the name of each prunable tensor -> (the number of values, the number of rows) in the smaller network.
+            kept: a dict from the names of the prunable tensors to pairs: the number of values and the number of rows in
+                the smaller network.
         """
         prunable = {name: replace(one, n=kept[name][0], rows=kept[name][1]) for name, one in self.prunable.items()}
         biases = {name: replace(one, n=min(one.n, kept[name][1])) for name, one in self.biases.items()}
@@ -133,8 +135,8 @@ class Layout:
 
         Args:
             nonzero: the number of nonzero weights.
-            uneven: the size of the stored positions divided by this entropy. It differs from 1 for weights that are not
-                evenly distributed.
+            uneven: a factor by which the entropy is multiplied. It is 1 if all layers are equally sparse, and smaller
+                if some layers are much sparser than others.
             a_row: the assumed minimum number of nonzero weights in a row that is not all zeros.
         """
         weights = self.weights

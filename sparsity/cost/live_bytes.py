@@ -19,7 +19,7 @@ class LiveBytes(EagerMode):
     does not count. The block may be entered several times, and the count continues.
 
     Args:
-        there: tensors that exist before the block.
+        there: tensors that already exist before the block. They count from its beginning.
 
     Attributes:
         now: the bytes that are alive.

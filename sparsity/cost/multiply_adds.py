@@ -22,7 +22,8 @@ class Uses:
     """Describes how often a network uses its weights for one example.
 
     Attributes:
-        prunable: the name of each prunable tensor -> the average number of multiplications with each of its weights.
+        prunable: a dict from the names of the prunable tensors to the average number of multiplications with one weight
+            of the tensor.
         rest: the number of multiplications with all other weights.
     """
 
@@ -30,10 +31,10 @@ class Uses:
     rest: float
 
     def macs(self, nonzero: Mapping[str, int]) -> int:
-        """Return the number of multiply-adds for one example. Those with zero weights are left out.
+        """Return the number of multiply-adds for one example. Multiply-adds with zero weights are left out.
 
         Args:
-            nonzero: the name of each prunable tensor -> the number of its nonzero weights.
+            nonzero: a dict from the names of the prunable tensors to the numbers of their nonzero weights.
         """
         return round(self.rest + sum(nonzero[name] * uses for name, uses in self.prunable.items()))
 
@@ -84,7 +85,7 @@ def count_uses(
         forward: (network, inputs) -> outputs.
 
     Returns:
-        The uses, or None if an operation that this module does not know uses a prunable weight.
+        The uses. None if a prunable weight is an argument of an operation that this module cannot count.
     """
     examples = next(len(one) for one in tree_leaves(example) if isinstance(one, Tensor))
     fast = torch.backends.mha.get_fastpath_enabled()

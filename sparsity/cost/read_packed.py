@@ -14,19 +14,24 @@ A tensor is
 
     varint: the length of its name, its name in UTF-8, a byte: its type as an index in `TYPES`, a byte: its form + 16 k,
     a byte: the number of its dimensions, varints: the dimensions, then by its form:
-    DENSE    its n values
-    BITMAP   varint: z, n bits: which values are stored, its z values
-    RICE     varint: z, z quotients, z remainders, its z values
-    SAME     varint: the index, in this file, of an equal tensor
-    COMPACT  + DENSE, BITMAP or RICE: the set of its rows, the set of its columns, then as for the other form
+    0  DENSE    its n values
+    1  BITMAP   varint: z, n bits: which values are stored, its z values
+    2  RICE     varint: z, z quotients, z remainders, its z values
+    3  SAME     varint: the index, in this file, of an equal tensor
+    4  COMPACT  the set of its rows, the set of its columns, then a small matrix in the form DENSE
+    5  COMPACT  the same two sets, then a small matrix in the form BITMAP
+    6  COMPACT  the same two sets, then a small matrix in the form RICE
+
+Here n is the number of the tensor's values, and z the number of its stored values. The number k, from 0 to 15, is the
+parameter of the form RICE, and 0 for all other forms.
 
 Values that are not stored are 0. A stored value is 0 only with the form DENSE. With the form RICE, the number of zeros
 before a stored value is quotient * 2^k + remainder. A quotient q is written as q bits 0, then a bit 1. Each remainder
 has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits are 0.
 
 The rows of a tensor are its first dimension, and its columns are all others together. With the form COMPACT, all stored
-values are in a set of rows and a set of columns. The n values are then those of the small matrix of these rows and
-columns. A set consists of runs of consecutive indices. It is written as
+values are in a set of rows and a set of columns. The small matrix consists of these rows and columns, and n is the
+number of its values. A set consists of runs of consecutive indices. It is written as
 
     varint: the number z of its runs. If z is 0, all rows or columns are in the set, and the set ends here
     a byte: k of the gaps + 16 times k of the lengths, 2 z quotients, 2 z remainders
@@ -60,7 +65,8 @@ TYPES = {
     **{f"codes{bits}": np.dtype(np.int8) for bits in (8, 4, 2, 1)},
     "signs": np.dtype(np.int8),
 }
-"""The types by name, in the order of their numbers in a file, with the NumPy dtypes of their values."""
+"""A dict from the names of the types to the NumPy dtypes of their values. The index of a type in this dict is its
+number in a file."""
 BITS = {"codes8": 8, "codes4": 4, "codes2": 2, "codes1": 1}
 MOST_DIMENSIONS, MOST_VALUES, LARGEST_K = 16, 2**48, 15
 _NAMES = tuple(TYPES)
@@ -110,7 +116,7 @@ class Packed:
 
 
 def read(path: str | PathLike[str]) -> dict[str, _Array]:
-    """Return the tensors of a file by name, as NumPy arrays.
+    """Read a packed file. Return a dict from the names of its tensors to NumPy arrays.
 
     Raises:
         ValueError: if the file is damaged.
@@ -120,8 +126,8 @@ def read(path: str | PathLike[str]) -> dict[str, _Array]:
 
 
 def decode(data: bytes) -> dict[str, Packed]:
-    """Return the tensors in the bytes of a file by name, in the order of the file. Raise ValueError if the file is
-    damaged."""
+    """Decode the bytes of a packed file. Return a dict from the names of its tensors to the tensors, in the order of
+    the file. Raise ValueError if the file is damaged."""
     if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
         raise ValueError("not a packed file: its first bytes are not TSP1, or it is too short")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
