@@ -24,10 +24,11 @@ class BinarySettings:
             have one bit.
         flips: the rule that changes the sign of a weight. Both rules use a moving mean of the gradient's sign. With
             "signs", the weight is the sign of a real latent weight, and the mean updates this latent weight. With "bop"
-            (arXiv 1906.02107), the weight changes its sign if the mean is large and has the sign of the weight.
-        gamma: for "bop", the weight of a new gradient in the moving mean, in (0, 1]. This is the peak value. gamma
-            falls as the learning rate does.
-        tau: for "bop", the threshold of the mean's magnitude, in [0, 1). Above it, a weight changes its sign.
+            (arXiv 1906.02107), the weight changes its sign if the magnitude of the mean is above `tau` and the mean has
+            the same sign as the weight.
+        gamma: for "bop", the share of a new gradient's sign in the moving mean, in (0, 1]. This is the peak value.
+            gamma falls in proportion to the learning rate.
+        tau: for "bop", the threshold for the magnitude of the moving mean, in [0, 1).
 
     Raises:
         ValueError: if a setting is out of range.

@@ -64,15 +64,16 @@ class LpssSettings(TailSettings):
             rounded up to a whole number.
         p: exponent of the sphere, in [1.02, 2]. It may also be a schedule with values in this range.
         p_early: exponent for the first `early_layers` layers on the sphere, in [1.02, 2]. If None, these layers use
-            `p`. The published values for wide residual networks are p_early = 1.2 and p = 1.07 for sparsity .9, 1.3 and
-            1.15 for .8, 1.4 and 1.3 for .5, each with 4 early layers.
+            `p`. The published values for wide residual networks, with 4 early layers, are p_early = 1.2 and p = 1.07
+            for the sparsity .9; p_early = 1.3 and p = 1.15 for .8; p_early = 1.4 and p = 1.3 for .5.
         early_layers: the number of layers with `p_early`, at least 1.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
         lr: peak learning rate off the sphere, > 0.
         momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW, it is beta_1 off the sphere.
-        weight_decay: L2 coefficient off the sphere and, with SGD, of trained gains, >= 0. With AdamW, it is AdamW's
-            weight decay. Steps on the sphere do not become shorter when gradients become small. Without weight decay, a
-            network that has learned almost all examples could therefore learn the noise in the remaining examples.
+        weight_decay: >= 0. With SGD, this is the L2 coefficient for all parameters off the sphere and for trained
+            gains. With AdamW, this is AdamW's weight decay, and trained gains have none. A network that has learned
+            almost all examples has small gradients, but its steps on the sphere do not become shorter. Without weight
+            decay, it could learn the noise in the remaining examples.
         learning_rate: shape of both learning rates over the training. "cosine" rises shortly and then falls to 0.
             "hold" stays at the peak for a long time and then falls to the peak times `tail`, an attribute of
             TailSettings. "published" is piecewise linear, with its peak after a sixth of the training. This may also be
@@ -81,13 +82,15 @@ class LpssSettings(TailSettings):
             of this learning rate changes 3 epochs before the end.
         drop: "ramp" prunes by magnitude. The sparsity rises as a cubic function from the initial to the final sparsity.
             The optimizer keeps a value for each pruned weight. A pruned weight returns when other weights become
-            smaller than this value. "threshold" is the published semi-pruning with threshold adaptation: connections
-            below rho x the mean `|w|` of their neuron are dropped, and connections with large gradients grow.
-        threshold: the drop threshold rho over the training, relative to the mean `|w|` of a neuron's active weights. It
-            is a schedule, or a mapping with the parts that differ from the default, a cosine from .2 to 0. The masks
-            change only between its parts begin and end, 0 <= begin < end <= 1. At `end`, the network is pruned to its
-            final sparsity, and its mask is fixed. The parts shape, start and stop, in [0, 1], are used only if drop =
-            "threshold".
+            smaller than this value. "threshold" is the published rule, threshold adaptation: a connection is dropped if
+            its `|w|` is less than rho x the mean `|w|` of its neuron, and connections with large gradients grow. The
+            attribute `threshold` describes rho.
+        threshold: a schedule for rho, the drop threshold relative to the mean `|w|` of a neuron's active weights. The
+            default schedule is a cosine from .2 to 0. A mapping from names of fields to values also works: it changes
+            only these fields of the default schedule. The fields `begin` and `end` are fractions of the training, 0 <=
+            begin < end <= 1, and always have an effect. The masks change only between them. At `end`, the network is
+            pruned to its final sparsity, and its mask is fixed. The fields `shape`, `start` and `stop` have an effect
+            only if drop = "threshold". `start` and `stop` lie in [0, 1].
         threshold_interval: steps between two updates of the masks, at least 1. In a short training, the interval is
             reduced to allow five updates.
         feedback: if drop = "threshold", the controller of the sparsity: "published" or "pi" (proportional-integral). It
@@ -216,8 +219,8 @@ def lpss(
 
     Args:
         model: any network with weight matrices, already on its device. Each neuron's weights become gain x w, with w on
-            the sphere. The first gain is the norm of the weights. Gains are trained if no batch normalisation follows
-            directly. A new network without normalisation layers is first scaled: its neurons get the L2 norm sqrt(2).
+            the sphere. The gain begins as their Lp norm. Gains are trained if no batch normalisation follows directly.
+            A new network without normalisation layers is first scaled: its neurons get the L2 norm sqrt(2).
         settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`, at least 1.
         sparsity: final sparsity in [0, 1). If None, it is that of `settings`, or 0.9 without settings.

@@ -67,7 +67,7 @@ class Method:
 
         Args:
             model: the network.
-            params: the method's parameters by name, as for `configure`.
+            params: a dict from the names of the method's parameters to their values, as for `configure`.
             total_steps: the number of calls of `step()`, at least 1.
             generator: draws random masks, on the CPU.
             rules: rules that select the layers to prune and the layers on the sphere.

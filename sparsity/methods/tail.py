@@ -18,8 +18,8 @@ LEARNING_RATES = ("cosine", "hold")
 class TailSettings:
     """Holds the settings of the tail, the last part of a training.
 
-    The tail begins when the masks are fixed. If the masks are fixed in the first half of the training, the tail begins
-    at .8 of the training.
+    If the masks are fixed in the second half of the training, the tail begins at that step. If the masks are fixed
+    earlier, the tail begins at .8 of the training.
 
     Attributes:
         averaging: how the weights are averaged over the tail. "none" uses the weights of the last step. "swa" uses the
@@ -77,7 +77,7 @@ class TailSettings:
         return Averaging(self.averaging, begin, self.average_every, 1 - 1 / samples)
 
     def rate_of(self, shape: str, mask_frozen_at: float) -> Callable[[float], float]:
-        """Return a function: progress in [0, 1] -> the learning rate divided by its peak.
+        """Return a function that takes the progress in [0, 1] and returns the learning rate divided by its peak.
 
         Args:
             shape: one of LEARNING_RATES.
