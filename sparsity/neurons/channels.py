@@ -33,9 +33,9 @@ class Channels(NamedTuple):
 
 
 def channel_counts(module: object) -> tuple[int, int]:
-    """Return the numbers of a module's output and input channels. If the module processes each channel separately (a
-    normalisation or PReLU), the number of inputs is 0. If channels cannot be removed from the module, both numbers are
-    0."""
+    """Return how many output channels and how many input channels a module has. If the module processes each channel
+    separately (a normalisation or PReLU), the number of inputs is 0. If channels cannot be removed from the module,
+    both numbers are 0."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, _CONVOLUTIONS):
@@ -55,11 +55,12 @@ def has_weight(module: object) -> bool:
 
 def coupled(module: object) -> list[tuple[list[int], list[int]]]:
     """Return which output and input channels of a grouped convolution must be removed together, in addition to those
-    that the dependency graph links.
+    that the dependency graph links. The result is a list of pairs: indices of outputs, and indices of inputs.
 
-    If a convolution has more groups than inputs per group (for example a depthwise convolution), whole groups are
-    removed with their inputs and outputs. Otherwise the same channels are removed from every group, so that all groups
-    keep equal sizes.
+    Here, a group is a group of the convolution (the attribute `groups`). A group may have fewer inputs than the
+    convolution has groups, for example in a depthwise convolution. A whole group is then removed with its inputs and
+    outputs. Otherwise the channels with the same position in every group are removed together, so that all groups keep
+    equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return []
@@ -98,7 +99,8 @@ def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
 
     Args:
         channels: the groups of the module's channels.
-        alive: for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
+        alive: for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`: the
+            channels that are never removed.
     """
     kept = [alive[ids].nonzero().flatten() for ids in channels]
     sizes = [len(indices) for indices in kept]

@@ -32,9 +32,9 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
     """Find the groups of neurons that can be removed from a network. The neurons of a group can only be removed
     together.
 
-    Each group that torch-pruning finds is tested on a copy of the network with random weights. The copy with masked
-    neurons must compute the same outputs as the copy without these neurons. If a test fails, its neurons are never
-    removed. The network itself does not change.
+    The groups that torch-pruning finds are tested on two copies of the network with the same random weights. In one
+    copy, neurons are masked. In the other copy, the same neurons are removed. If the two copies compute different
+    outputs, these neurons are never removed. The network itself does not change.
 
     Args:
         layers: its prunable layers.
@@ -60,9 +60,12 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
 def with_neurons(
     rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called, *, width: float = 1.0
 ) -> LayerRules:
-    """Return the rules with the network's groups of neurons if a training needs the groups, and otherwise the rules
-    unchanged. A pattern `Neurons` gets the groups as its attribute `groups`. If the width is less than 1, the rules get
-    the groups as `neurons`. Groups that are already in the rules stay. For the other arguments see `neuron_groups`.
+    """Return the rules with the network's groups of neurons if a training needs the groups. Otherwise return the rules
+    unchanged.
+
+    If `rules.pattern` is an instance of `Neurons`, its attribute `groups` gets the groups. If the width is less than 1,
+    the attribute `neurons` of the rules gets the groups. Groups that are already in the rules stay. For the other
+    arguments see `neuron_groups`.
 
     Args:
         width: the width with which the training begins; see `narrow_selection`.
@@ -89,8 +92,8 @@ def with_neurons(
 
 
 def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return the name of each layer -> the name of the module that has its weight. A layer is left out if its weight
-    belongs to several modules, or to a module of a class that cannot lose neurons."""
+    """Return a dict from the names of layers to the names of the modules that have their weights. A layer is left out
+    if its weight belongs to several modules, or to a module of a class that cannot lose neurons."""
     users: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for param in module.parameters(recurse=False):

@@ -31,8 +31,8 @@ class Links:
     """Divides the channels of modules into sets. The channels of a set can only be removed together.
 
     Attributes:
-        modules: the modules that have the channels, by name.
-        whole: the number of a set -> the reason why its channels are never removed.
+        modules: a dict from names to the modules that have the channels.
+        whole: a dict from the indices of sets to the reasons why their channels are never removed.
     """
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -46,8 +46,8 @@ class Links:
                 self._parents.extend(range(len(self._parents), len(self._parents) + count))
 
     def channels(self, name: str, outputs: bool) -> range:
-        """Return the numbers of the output channels of a module, or of its input channels if `outputs` is False. The
-        channels of all modules are numbered from 0."""
+        """Return the indices of the output channels of a module, or of its input channels if `outputs` is False. The
+        indices count the channels of all modules together, from 0."""
         start = self._starts[name, outputs]
         return range(start, start + channel_counts(self.modules[name])[not outputs])
 
@@ -57,7 +57,7 @@ class Links:
         return len(self._parents)
 
     def set_of(self, channel: int) -> int:
-        """Return the number of the set that contains a channel."""
+        """Return the index of the set that contains a channel."""
         parents = self._parents
         while parents[channel] != channel:
             parents[channel] = parents[parents[channel]]
@@ -71,7 +71,8 @@ class Links:
             self._parents[self.set_of(other)] = self.set_of(sets[0])
 
     def sets(self, name: str, outputs: bool) -> list[int]:
-        """Return the number of the set of each channel of a module."""
+        """Return, for each channel of a module, the index of the set that contains the channel. For the arguments see
+        `channels`."""
         return [self.set_of(channel) for channel in self.channels(name, outputs)]
 
     def keep(self, sets: Iterable[int], reason: str) -> None:
@@ -80,8 +81,7 @@ class Links:
             self.whole.setdefault(one, reason)
 
     def blocks(self) -> list[list[int]]:
-        """Return the sets that can be removed. Each list contains the sets whose channels belong to the same
-        modules."""
+        """Return lists of the sets that can be removed. All sets in one list have channels in the same modules."""
         places = defaultdict[int, list[Side]](list)
         for side in self._starts:
             for one in dict.fromkeys(self.sets(*side)):
@@ -93,8 +93,8 @@ class Links:
         return list(alike.values())
 
     def numbered(self) -> tuple[dict[str, Channels], int]:
-        """Number the sets that can be removed as groups. Return the group of each channel, by module, and the number of
-        groups."""
+        """Make a group of each set that can be removed. Return a dict from the names of modules to the groups of their
+        channels, and the number of groups."""
         numbers = {one: index for index, one in enumerate(one for block in self.blocks() for one in block)}
         found = {}
         for name in self.modules:
@@ -145,8 +145,8 @@ class _Hidden(torch.autograd.Function):
 
 @contextmanager
 def _hidden(model: nn.Module) -> Iterator[None]:
-    """Within this block, autograd records each layer of OPAQUE as one operation, because torch-pruning cannot follow
-    the operations inside these layers."""
+    """Return a context manager. In its `with` block, autograd records each layer of OPAQUE as one operation, because
+    torch-pruning cannot follow the operations inside these layers."""
 
     def hide(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.requires_grad]
@@ -166,7 +166,8 @@ def _real(x: Any) -> bool:
 
 
 def require_torch_pruning() -> None:
-    """Raise ValueError if torch-pruning is not installed. This library follows channels through a network."""
+    """Raise ValueError if the library torch-pruning is not installed. torch-pruning follows channels through a
+    network."""
     try:
         import torch_pruning
     except ImportError:

@@ -53,8 +53,9 @@ class LayerGroups(NamedTuple):
         return self.shape[2:].numel()
 
     def parts(self, log_magnitude: Tensor) -> list[Part]:
-        """Return the importance of the groups from the weights that compute them and from the weights that read them.
-        If a normalisation follows, the weights that compute them are left out."""
+        """Return the importance of the groups in this layer as two parts. One part measures the weights whose outputs
+        belong to a group. The other part measures the weights whose inputs are outputs of a group. If a normalisation
+        follows, the first of these two parts is left out."""
         first, second = mean_squares(log_magnitude)
         sides = (Part(first, self.first, not self.outputs_first), Part(second, self.second, self.outputs_first))
         return [side for side in sides if side.reads or not self.normalised]
@@ -63,7 +64,8 @@ class LayerGroups(NamedTuple):
         """Return the weight's mask, on the device and in the dtype of another tensor.
 
         Args:
-            alive: for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
+            alive: for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`:
+                the channels that are never removed.
             like: the other tensor.
         """
         first, second = (alive[ids].to(like) for ids in (self.first, self.second))
@@ -92,7 +94,8 @@ class NeuronGroups:
 
     Attributes:
         layers: the prunable weights, in the network's order.
-        modules: the name of each module from which channels can be removed -> its channels.
+        modules: a dict from names of modules to the groups of their channels. It contains the modules from which
+            channels can be removed.
         count: the number of groups.
         whole: the layers with neurons that cannot be removed, and the reasons.
         scales: the normalisations that multiply channels by trained factors.
@@ -166,9 +169,10 @@ class NeuronGroups:
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return masks that satisfy `enough`. The masks remove as few bundles of groups as possible, the least
-        important first. Every layer keeps at least one bundle. In some networks, the smallest number of weights is
-        possible only if certain neurons stay. If other neurons are more important, the masks leave a few weights more
-        than `enough` allows.
+        important first. Every layer keeps at least one bundle. In some networks, the number of nonzero weights is
+        smallest only if certain neurons stay, and these may not be the most important ones. If `enough` requires this
+        smallest number, the masks keep the most important neurons and do not satisfy `enough`: a few weights too many
+        stay.
 
         Args:
             log_magnitudes: log2 of the weights' magnitudes: for each layer a tensor in the shape of the weight, on any
@@ -201,8 +205,8 @@ class NeuronGroups:
         return importance(parts, self.count)
 
     def alive(self, masks: Sequence[Tensor]) -> Tensor:
-        """Return, for each group, whether it has a weight that is not masked. One more entry at the end, for `KEPT`, is
-        True."""
+        """Return, for each group, whether it has a weight that is not masked. One more entry at the end is True. It
+        stands for the group `KEPT`: the channels that are never removed."""
         alive = torch.zeros(self.count + 1, dtype=torch.bool)
         alive[KEPT] = True
         for layer, mask in zip(self.layers, masks, strict=True):
@@ -213,7 +217,8 @@ class NeuronGroups:
 
     def widest(self, width: float, values: Tensor | None = None) -> Tensor:
         """Choose the groups of a narrower network: of n groups that belong to the same layers, round(n^width) stay.
-        Return, for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
+        Return, for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`: the
+        channels that are never removed.
 
         Args:
             width: in (0, 1].
@@ -230,8 +235,9 @@ class NeuronGroups:
 
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
         """Return the rank of each group's bundle in the order of removal, and the number of bundles that can be
-        removed. The most important bundle of each layer is never removed, and has a higher rank than these bundles. One
-        more rank at the end is that of `KEPT`."""
+        removed. In each layer, the most important bundle is never removed. Its rank is higher than the ranks of all
+        bundles that can be removed. One more rank at the end is the highest. It stands for the group `KEPT`: the
+        channels that are never removed."""
         bundles, count = self._bundles(values)
         sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
         places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()

@@ -22,8 +22,8 @@ class Box(NamedTuple):
 
     Attributes:
         rows: the indices of the layer's neurons that stay.
-        inputs: the indices of the inputs that come from neurons that stay, in the second dimension of the shape
-            (neurons, inputs, kernel...). None if the shape has one dimension.
+        inputs: the indices of the layer's inputs that stay, because the neurons that compute them stay. The inputs are
+            the second dimension of the shape (neurons, inputs, kernel...). None if the shape has one dimension.
     """
 
     rows: Tensor
@@ -63,8 +63,8 @@ class NarrowSelection(Selection):
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks with as many ones as `sparsity` leaves in the whole layers. If the parts have fewer weights,
-        return masks with ones for all weights of the parts."""
+        """Return masks with as many ones as `sparsity` leaves in the layers with all their neurons. If the narrower
+        network has fewer weights, return masks with ones for all its weights."""
         parts = [box.inside(one) for box, one in zip(self.boxes, log_magnitudes, strict=True)]
         before = None if active is None else [box.inside(one) for box, one in zip(self.boxes, active, strict=True)]
         within = _within(sparsity, log_magnitudes, parts)
@@ -95,13 +95,13 @@ def narrow_selection(
 
     Args:
         rules: the rules with the network's neurons.
-        sparsity: the final sparsity of the whole layers.
-        width: a layer of n neurons begins with n^width of them, in (0, 1).
-        trained: whether the network was trained before. If so, the most important neurons stay, otherwise the first
-            ones.
+        sparsity: the final sparsity of the layers with all their neurons.
+        width: a number in (0, 1). A layer of n neurons begins with n^width neurons.
+        trained: whether the network was trained before. The most important neurons of a trained network stay. Of an
+            untrained network, the first neurons of each layer stay.
 
     Raises:
-        ValueError: if the neurons are not known, or if the zeros have a pattern.
+        ValueError: if the neurons are not known, or if `rules` has a pattern of zeros, such as "2:4".
     """
     if rules.pattern != UNSTRUCTURED:
         raise ValueError(f"width: a width below 1 does not work with the pattern {rules.pattern}: give the width 1")

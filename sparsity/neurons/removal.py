@@ -29,7 +29,8 @@ def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
     """Remove groups of neurons from a network, in place.
 
     Args:
-        alive: for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
+        alive: for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`: the
+            channels that are never removed.
     """
     for name, channels in groups.modules.items():
         cut(model.get_submodule(name), channels, alive)

@@ -23,8 +23,9 @@ class NeuronSelection(Selection):
         groups: describes which neurons of the network are removed together.
         layers: its prunable layers.
         scales: the factors of the normalisations in `groups.scales`.
-        uses: counts the multiply-adds of the network. If given, a sparsity is the share of multiply-adds with prunable
-            weights that the network saves. If None, a sparsity is the share of zeros.
+        uses: counts the multiply-adds of the network. If given, a sparsity is the number of multiply-adds that the
+            masks save, divided by the number of all multiply-adds with prunable weights. If None, a sparsity is the
+            share of zeros.
     """
 
     groups: NeuronGroups
