@@ -22,7 +22,8 @@ def descend(
     Args:
         params: the parameters, which change in place.
         grads: one gradient for each parameter.
-        states: parameter -> its state. The first step adds "step", "exp_avg" and "exp_avg_sq" to it.
+        states: a dict from parameters to their states. The first step adds "step", "exp_avg" and "exp_avg_sq" to each
+            state.
         group: the settings of AdamW: lr, weight_decay, and momentum, which is beta_1.
     """
     for param in params:

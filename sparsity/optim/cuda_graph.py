@@ -147,7 +147,8 @@ class DeviceScalars:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Replace the settings in the groups by the tensors in the memory of the device, within this block."""
+        """Return a context manager. In its `with` block, the groups contain tensors in the memory of the device instead
+        of the plain numbers."""
         plain = [(group, name, group[name]) for group, name, _ in self._numbers]
         try:
             for group, name, number in self._numbers:
@@ -163,8 +164,9 @@ class RecordedSteps:
     compute the gradients.
 
     Args:
-        optimizer: any optimizer. Only LpSGD without AdamW and torch's SGD with `fused` are recorded, because the others
-            do not read the learning rate from the memory of the device.
+        optimizer: any optimizer. LpSGD is recorded if no group uses AdamW, and torch's SGD is recorded if all groups
+            use `fused`. No other optimizer is recorded, because it would not read the learning rate from the memory of
+            the device.
         p_moves: whether the exponents of LpSGD's groups change from step to step.
     """
 

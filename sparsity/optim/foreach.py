@@ -26,8 +26,9 @@ class ForeachStep:
     """Makes the steps of LpSGD for several parameters on the sphere. The states of these parameters must have the same
     device and dtype.
 
-    The states become views of flat tensors that this object owns, sorted by fan-in. An operation on every entry is then
-    one operation for all parameters. An operation on rows is one operation for all parameters with the same fan-in.
+    The states become views of flat tensors that this object owns, sorted by fan-in. One call of an elementwise
+    operation then processes all parameters. One call of an operation on rows processes all parameters with the same
+    fan-in.
 
     Args:
         params: the parameters. Each has a gradient at every `step`.
@@ -38,8 +39,8 @@ class ForeachStep:
         foreach: whether one operation copies all gradients into a flat tensor, and one operation copies all new values
             into the parameters. If None, this is done only on a GPU, where the start of a kernel costs more than the
             copy.
-        owned: the flat tensors of the states, by key, from an earlier object for the same parameters. This object uses
-            them, too.
+        owned: a dict from keys of the states, such as "v", to flat tensors. It comes from an earlier object for the
+            same parameters, and this object continues to use it. If None, this object makes new flat tensors.
         orientation: how the parameters are viewed as rows.
     """
 

@@ -33,13 +33,14 @@ class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
 
     Groups with an exponent `p` are sphere groups. Each row of a parameter is gain * w, with ||w||_p = 1 over all
-    entries of w. Pruned entries count, because v keeps a value for them. The first dimension of a parameter counts the
-    rows, one for each neuron, and the other dimensions are the fan-in. The argument `orientation` can change this. With
-    the gradient d after momentum and q = p/(p-1), one step is::
+    entries of w. These include the pruned entries: they are zero in the parameter, but v keeps a value for each of
+    them. The rows are the first dimension of a parameter, one row for each neuron. The other dimensions are the fan-in.
+    The argument `orientation` can change this. With the gradient d after momentum and q = p/(p-1), one step is::
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
-    The gain of a row is first the norm ||.||_p of the row, so that the parameter does not change before the first step.
+    At the beginning, the gain of a row is its norm ||.||_p, so that the parameter does not change before the first
+    step.
 
     Only the direction of d matters, so that gradients may have any scale. A row with d = 0 does not change. Groups with
     p = None use ordinary SGD or AdamW.
@@ -58,9 +59,10 @@ class LpSGD(torch.optim.Optimizer):
         foreach: for sphere groups, whether one operation copies all gradients into a flat tensor, and one operation
             copies all new values into the parameters. If None, this is done only on a GPU, where it reduces the number
             of kernels.
-        orientation: for sphere groups whose neurons are not the first dimension, (fan-in dimensions, groups) as in
-            `Orientation`. The parameters' memory is then put in the order of their rows, if possible. If None, the
-            orientation is that of nn.Linear and nn.Conv2d.
+        orientation: for sphere groups whose neurons are not the first dimension, a tuple of the two attributes of
+            `Orientation`: the fan-in dimensions and the number of groups of a convolution. The parameters' memory is
+            then put in the order of their rows, if possible. If None, the orientation is that of nn.Linear and
+            nn.Conv2d.
         adamw: for ordinary groups, whether to use AdamW instead of SGD. Its beta_1 is the momentum, and its weight
             decay is decoupled.
 
@@ -161,11 +163,11 @@ class LpSGD(torch.optim.Optimizer):
         dual image v only decays.
 
         A parameter without an entry in `masks` loses its mask. On a CPU, if most weights are masked, a step is much
-        faster than with masked gradients. The state_dict does not contain the masks. Call this method again after a
-        mask was changed in place.
+        faster than a step without `set_masks`, for which the caller masks the gradients. The state_dict does not
+        contain the masks. Call this method again after a mask was changed in place.
 
         Args:
-            masks: parameter -> mask of zeros and ones in its shape.
+            masks: a dict from parameters to masks of zeros and ones in the shapes of the parameters.
             as_loaded: whether the optimizer's state was just loaded and was saved with these masks. The parameters and
                 the state then do not change.
         """
@@ -322,9 +324,9 @@ class LpSGD(torch.optim.Optimizer):
         return ForeachStep(members, [self.state[param] for param in members], masks, foreach, memory, orientation)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as torch does, with two differences. The state keeps its own dtype, while torch would convert v
-        to the dtype of a half-precision parameter. The tensors are copied, while torch would share them with
-        `state_dict`."""
+        """Load a state as torch does, with two differences. The tensors of the state, such as the dual image v of the
+        weights, keep their dtypes. torch would convert them to the dtype of the parameter, which may be half precision.
+        The tensors are copied. torch would share them with `state_dict`."""
         super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         for index, saved in state_dict["state"].items():

@@ -1,8 +1,8 @@
 """Compute parts of a step of LpSGD, in place and with few passes over the rows of many parameters.
 
 On a CPU, powers take most of the time of a step. They are computed as exp2(a log2 x), after x is clamped to a lower
-limit. Without this limit, the vectorised functions would compute zeros and results that underflow one value at a time,
-ten to a hundred times slower. Masked gradients contain many zeros.
+limit. Without this limit, the power of a zero, or a power that underflows, would take ten to a hundred times longer,
+because the vectorised functions compute such values one by one. Masked gradients contain many zeros.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def _shared(x: Tensor) -> bool:
 def power_(x: Tensor, exponent: Number) -> Tensor:
     """Replace x by x^exponent, in place, for x >= 0 and exponent > 0. NaN stays NaN.
 
-    On a CPU, results below a limit of about 2^-106 in float32, or 2^-1002 in float64, become about this limit. An x
-    below the smallest normal number counts as that number. Even for x = 0, the product of x and its power is therefore
-    correct up to this limit.
+    On a CPU, the results have a lower limit of about 2^-106 in float32, or 2^-1002 in float64: smaller results become
+    about this number. An x below the smallest normal number is replaced by the smallest normal number. If the caller
+    multiplies the result by the original x, the error of this product is at most about the lower limit, also for x = 0.
     """
     if x.device.type != "cpu":
         return x.pow_(exponent)
