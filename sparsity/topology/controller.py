@@ -15,7 +15,8 @@ class Feedback(Protocol):
     """Defines the methods that every controller of the sparsity has.
 
     Attributes:
-        raised: a number >= 0 that is added to the drop threshold at the next update of the masks.
+        raised: a number >= 0 that is added to the drop threshold at the next update of the masks. Like the threshold,
+            it is a multiple of a neuron's mean magnitude.
     """
 
     raised: float
@@ -26,7 +27,7 @@ class Feedback(Protocol):
         Args:
             sparsity: the sparsity before this update, in [0, 1].
             dropped: the weights that this update drops, as a fraction of all weights.
-            rho: the drop threshold at this update, without `raised`.
+            rho: the drop threshold at this update, without `raised`, as a multiple of a neuron's mean magnitude.
             progress: the fraction of the training steps that are done, in [0, 1].
         """
 
@@ -69,10 +70,10 @@ class ProportionalIntegral:
     With the error e = reference(progress) - s, this update should change the sparsity by u = kp e + ki (sum of e).
     Therefore gamma = 1 - u/dropped, limited to [0, 2]. With kp = 1, one update corrects the whole error.
 
-    If the sparsity would be too low with gamma = 0, the next update has a higher drop threshold: `raised` grows by
-    twice the missing sparsity. In each update that does not need the increase, `raised` is halved. This controller can
-    therefore drop weights after rho has fallen to 0, which PaperFeedback cannot. The sum of e does not grow while gamma
-    is at a limit (anti-windup).
+    If an update drops less than u, the sparsity is too low even if no weights grow (gamma = 0). The next update then
+    has a higher drop threshold: `raised` grows by the number 2 (u - dropped). In each update that does not need the
+    increase, `raised` is halved. This controller can therefore drop weights after rho has fallen to 0, which
+    PaperFeedback cannot. The sum of e does not grow while gamma is at a limit (anti-windup).
     """
 
     reference: Schedule

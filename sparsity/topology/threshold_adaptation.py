@@ -23,8 +23,8 @@ class ThresholdAdaptation:
 
     Drop: an active connection is dropped if |w| < rho x the mean |w| of its neuron's active connections. rho is
     `threshold` plus an increase from `feedback`, at most 1. Therefore the largest connection of a neuron is never
-    dropped, and no neuron dies. Layers that are not on the sphere drop no connections
-    before the masks are fixed.
+    dropped, and no neuron dies. Updates drop no connections of layers that are not on the sphere. These layers are
+    pruned only when the training fixes the masks.
 
     Grow: gamma x (number of dropped connections) grow. `feedback` computes gamma from the current sparsity. The new
     connections are the connections with the largest |gradient| among those that were inactive before the update. The
