@@ -26,8 +26,8 @@ class Averaging:
     Attributes:
         kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
             sample.
-        begin: the fraction of the training steps, in [0, 1], after which samples are taken. If the pruning mask is
-            fixed after this fraction, no sample is taken before the mask is fixed.
+        begin: the fraction of the training steps, in [0, 1], after which samples are taken. There are no samples before
+            the pruning mask is fixed. If the mask is fixed later than `begin`, samples are taken from that step on.
         every: the number of steps between two samples, >= 1, counted back from the last step. The last step is always a
             sample.
         decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).
@@ -58,8 +58,8 @@ class Averaging:
 
 
 class WeightAverage:
-    """Computes the mean of parameters over samples: their values at several steps. The mean is in float32, or in
-    float64 for parameters in float64.
+    """Computes the mean of parameters over several steps. The values after one of these steps are a sample. The mean is
+    in float32, or in float64 for parameters in float64.
 
     Args:
         params: the parameters. Frozen ones are left out.
@@ -73,7 +73,7 @@ class WeightAverage:
         self._squares: list[Tensor] | None = None  # sums of squared distances from the mean: see `keep_spread`
 
     def keep_spread(self) -> None:
-        """Measure the standard deviation of the samples, too. Call this method before the first `add`."""
+        """Also measure the standard deviation of the samples. Call this method before the first `add`."""
         self._squares = []
 
     @torch.no_grad()
@@ -119,8 +119,9 @@ class WeightAverage:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Give the parameters the values of the mean within this block. If `take` was called before, give them the
-        values that `take` replaced."""
+        """Return a context manager. In its `with` block, the parameters have the values of the mean. If `take` was
+        called before, they have the values that `take` replaced. After the block, the parameters have their former
+        values."""
         kept = [param.detach().clone() for param in self._params]
         try:
             self._put(self._means)

@@ -26,8 +26,9 @@ def layer_counts(
             product. If a density would exceed `most`, it becomes `most`, and the densities of the other layers are
             scaled again.
         a_neuron: the minimum number of nonzero weights in each neuron. The minimum is reduced if the network has too
-            few nonzero weights for it. If a layer needs more nonzero weights for its minimum than the distribution
-            gives it, the other layers give up weights, in proportion to their surplus over their own minimum.
+            few nonzero weights for it. A layer may need more nonzero weights for this minimum than the distribution
+            gives it. The other layers then get fewer weights. Each of them loses the same share of the weights that it
+            does not need for its own neurons.
         most: the largest density of a layer, in (0, 1]. If the density of the whole network is larger, every layer has
             the density of the network.
 
@@ -86,14 +87,14 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
 
 
 def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, generator: Generator) -> list[Tensor]:
-    """Return a random mask for each weight, on the CPU, in its shape and dtype. All masks together have exactly the
-    number of zeros that `sparsity` requires.
+    """Return one random mask for each tensor in `weights`, on the CPU, in the shape and dtype of this tensor. All masks
+    together have exactly the number of zeros that `sparsity` requires.
 
     The distribution "global" draws the positions over all layers at once. With "uniform" and "erk", `layer_counts`
     gives the number of ones in each layer, and the positions are drawn within the layer.
 
     Args:
-        weights: the weights in the shape (neurons, fan-in...).
+        weights: the weight tensors of the layers, each of the shape (neurons, fan-in...).
     """
     shapes = [weight.shape for weight in weights]
     sizes = [weight.numel() for weight in weights]

@@ -2,7 +2,7 @@
 an active weight is never 0, because only the mask makes weights 0.
 
 The training uses the straight-through estimator. The network computes with rounded weights. The gradients go to the
-numbers before rounding (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
+numbers that are rounded (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
 The first dimension of a weight counts its rows. Other trained parameters, such as biases, are rounded to float16. If
 all weights of a row are masked, its bias becomes 0 when the mask is fixed. The biases of the next layer can learn to
 replace this bias.
@@ -67,10 +67,12 @@ def largest_code(bits: int) -> int:
 
 
 def codes_of(weight: Tensor, bits: int) -> Codes | None:
-    """Compute the codes and scales of a weight with few bits from its values, so that they need not be stored.
+    """Compute the codes and scales of a weight tensor with few bits from its values. A file with the values therefore
+    need not contain codes and scales.
 
     Code times scale is exactly the weight. In one case the result differs from the trained codes and scales: if all
-    codes of a row have a common divisor, they may be divided by it, and the scale multiplied by it.
+    codes of a row have a common divisor, the result may contain the codes divided by the divisor, and the scale
+    multiplied by the divisor.
 
     Returns:
         The codes and scales, or None if no codes with this number of bits give the weight.
@@ -97,10 +99,10 @@ class Precision(NamedTuple):
     Attributes:
         bits: the number of bits of a prunable weight. ALL_BITS means that the weight is not rounded. Otherwise the
             weight is a code times the scale of its row.
-        halves: the names of the other tensors whose values float16 represents exactly. With few bits these are all
-            other trained tensors.
-        biases: the name of a bias in `halves` -> the name of its weight. The bias is exactly 0 in each row whose
-            weights are all 0.
+        halves: the names of tensors that are not prunable, and whose values float16 represents exactly. If prunable
+            weights have few bits, these are all trained tensors that are not prunable.
+        biases: a dict from names of biases in `halves` to the names of their weights. Such a bias is exactly 0 in each
+            row whose weights are all 0.
         signs: whether prunable weights are -1 and +1, with one bit and no scale.
     """
 
@@ -145,8 +147,8 @@ class Precision(NamedTuple):
 
 
 def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return the biases that a training with few bits sets to 0 in rows whose weights are all masked: the name of the
-    bias -> the name of its weight. The bias of the last layer is left out, because it is added directly to the
+    """Return a dict from names of biases to the names of their weights. A training with few bits sets these biases to 0
+    in rows whose weights are all masked. The bias of the last layer is left out, because it is added directly to the
     outputs."""
     params, found = dict(plain_parameters(model)), {}
     for layer in layers[:-1]:
@@ -181,8 +183,8 @@ class FewBits:
 
 
 class FewBitsTraining:
-    """Trains weights with few bits, as the last part of a training, after the mask is fixed. Adam updates the numbers
-    before rounding, the scales and all other parameters.
+    """Trains weights with few bits, as the last part of a training, after the mask is fixed. Adam updates the scales,
+    the numbers that are rounded to codes, and all other parameters.
 
     Args:
         weights: the weights that get few bits.

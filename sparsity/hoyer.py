@@ -47,22 +47,24 @@ def _from_ratio(ratio: float, n: int) -> float:
 
 
 def expected_gamma(shape: float, power: float, n: int) -> float:
-    """Return the expected Hoyer sparsity of a row of n weights, for large n, if |w_i|^power ~ Gamma(shape) i.i.d. The
-    scale of the distribution has no effect.
+    """Return the expected Hoyer sparsity of a row of n weights w_i, for large n. The numbers |w_i|^power are
+    independent and have a gamma distribution with this shape. The scale of the distribution has no effect.
 
-    By the law of large numbers, ||w||_1/||w||_2 -> sqrt(n) Gamma(a + 1/r)/sqrt(Gamma(a) Gamma(a + 2/r)), with the shape
-    a and the power r.
+    By the law of large numbers, ||w||_1/||w||_2 approaches
+    sqrt(n) G(shape + 1/power)/sqrt(G(shape) G(shape + 2/power)), where G is the gamma function.
     """
     log = math.lgamma(shape + 1 / power) - 0.5 * (math.lgamma(shape) + math.lgamma(shape + 2 / power))
     return _from_ratio(math.sqrt(n) * math.exp(log), n)
 
 
 def expected_paper(p: float, n: int) -> float:
-    """Return the expected Hoyer sparsity of the LpSS paper, exact at finite n, for w_i^2 ~ Gamma(k) i.i.d. with k = 0.4
-    (p - 1).
+    """Return the expected Hoyer sparsity of a row of n weights w_i that were trained with the exponent p, under an
+    assumption: the numbers w_i^2 are independent and have a gamma distribution with the shape k = 0.4 (p - 1). Under
+    this assumption, the result is exact for every n.
 
-    The squares of w/||w||_2 then have a Dirichlet distribution, so that E ||w||_1/||w||_2 = n Gamma(k+1/2)
-    Gamma(nk)/(Gamma(k) Gamma(nk+1/2)). The formula was reconstructed from the figures of arXiv 2103.16013.
+    The squares of w/||w||_2 then have a Dirichlet distribution. The mean of ||w||_1/||w||_2 is therefore
+    n G(k + 1/2) G(n k)/(G(k) G(n k + 1/2)), where G is the gamma function. The formula was reconstructed from the
+    figures of arXiv 2103.16013.
     """
     k = 0.4 * (p - 1)
     log = math.lgamma(k + 0.5) - math.lgamma(k) + math.lgamma(n * k) - math.lgamma(n * k + 0.5)
@@ -70,14 +72,16 @@ def expected_paper(p: float, n: int) -> float:
 
 
 def expected_uniform(p: float, n: int) -> float:
-    """Return the expected Hoyer sparsity of the uniform (cone) distribution on the Lp sphere for large n: |w|^p ~
-    Gamma(1/p)."""
+    """Return the expected Hoyer sparsity of a row of n weights, for large n, if the row has a uniform distribution on
+    the Lp sphere (the cone measure). Such a row is a row of independent numbers g_i divided by their Lp norm, and
+    |g_i|^p has a gamma distribution with the shape 1/p."""
     return expected_gamma(1 / p, p, n)
 
 
 def expected_gaussian_dual(p: float, n: int) -> float:
     """Return the expected Hoyer sparsity for large n if the dual image v = sign(w)|w|^(p-1) of the weights is Gaussian.
-    This distribution is a hypothesis of this project. It implies |w|^(2(p-1)) ~ Gamma(1/2)."""
+    This distribution is a hypothesis of this project. It implies that |w|^(2(p-1)) has a gamma distribution with the
+    shape 1/2."""
     return expected_gamma(0.5, 2 * (p - 1), n)
 
 
@@ -85,8 +89,8 @@ def expected_below(p: float, level: float = 0.2) -> float:
     """Return the fraction of weights below `level` times the mean magnitude of their neuron if the dual image v =
     sign(w)|w|^(p-1) of the weights is Gaussian. This distribution is a hypothesis of this project.
 
-    |w| = |v|^e with e = 1/(p-1), so that E|w| = 2^(e/2) Gamma((e+1)/2)/sqrt(pi). The threshold for |v| is t = (level
-    E|w|)^(1/e), and the fraction is erf(t/sqrt 2).
+    |w| = |v|^e with e = 1/(p-1), so that E|w| = 2^(e/2) G((e+1)/2)/sqrt(pi), where G is the gamma function. The
+    threshold for |v| is t = (level E|w|)^(1/e), and the fraction is erf(t/sqrt 2).
     """
     e = 1 / (p - 1)
     log_mean = (e / 2) * math.log(2) + math.lgamma((e + 1) / 2) - 0.5 * math.log(math.pi)

@@ -60,20 +60,23 @@ class LayerRules:
     Attributes:
         dense: rules for weights that are neither pruned nor on the sphere.
         off_sphere: rules for weights that are pruned but not on the sphere. If None, the choice of the LpSS paper
-            (arXiv 2103.16013) applies: the weights off the sphere are the last layer, because its scale is that of the
-            logits, and convolutions with one input channel, because their fan-in is too small for a selection. With
-            None, neurons with a single weight are off the sphere, too. Frozen weights are never on the sphere.
-        prune: rules for further weights to prune -> the dimensions of the parameter that are the fan-in of its neurons,
-            as in {"embedding.weight": 1}. A frozen weight stays dense if no rule in `prune` selects it.
-        last: the names of the last layer's weights. If None, `prunable_layers` finds the last layer from its `example`.
-            If it has no example, it takes the layer that was registered last.
+            (arXiv 2103.16013) applies. The last layer is then off the sphere, because its scale is that of the logits.
+            Convolutions with one input channel are also off the sphere, because their fan-in is too small to select
+            weights in it. So are layers whose neurons have a single weight. Frozen weights are never on the sphere.
+        prune: a dict that selects weights to prune which are not pruned by default, as in {"embedding.weight": 1}. The
+            key is a rule. The value is the index, or the tuple of indices, of the dimensions of the parameter that are
+            the fan-in of its neurons. A frozen weight stays dense if no rule in `prune` selects it.
+        last: the names of the last layer's weights. If None, `prunable_layers` calls the network with its argument
+            `example` to find the last layer. Without an example, `prunable_layers` takes the layer that was registered
+            last.
         normalised: the names of weights that a batch or instance normalisation follows directly, so that the scale of a
-            row has no effect. If None, `prunable_layers` finds them from its `example`. If it has no example, it takes
-            the layers after which such a normalisation was registered.
+            row has no effect. If None, `prunable_layers` calls the network with its argument `example` to find these
+            weights. Without an example, `prunable_layers` takes the layers after which such a normalisation was
+            registered.
         pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
             whose shape does not fit the pattern stay dense.
-        neurons: which neurons of the network can be removed together, from `neuron_groups`. Only a training that begins
-            with fewer neurons needs them. None if they are not known.
+        neurons: the groups of neurons that can only be removed together, from `neuron_groups`. Only a training that
+            begins with fewer neurons than the network has needs these groups. None if they are not known.
 
     Raises:
         ValueError: if the text of `pattern` describes no pattern.
@@ -120,7 +123,8 @@ class DeadNeurons(NamedTuple):
 
 
 def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, DeadNeurons]:
-    """Return the layers that have dead neurons, by name. The incoming weights of a dead neuron are all masked.
+    """Return a dict from names of layers to the numbers of their dead neurons. Layers without dead neurons are left
+    out. The incoming weights of a dead neuron are all masked.
 
     Args:
         layers: the prunable layers.
@@ -265,7 +269,7 @@ def with_last_layer(
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
     """Return the rules with their attributes `last` and `normalised` filled in from a call of the network. An attribute
-    that is not None stays. `last` also stays if `off_sphere` is given, because it then has no effect. For the other
+    that is not None stays. `last` also stays if `off_sphere` is given, because `last` then has no effect. For the other
     arguments see `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:

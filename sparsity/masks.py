@@ -50,8 +50,8 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_ro
     Args:
         scores: one tensor of any shape for each layer. NaN is not allowed. Entries with -inf are chosen last.
         keep: the number of ones, from 0 to the number of all entries.
-        at_least: the minimum number of ones in each tensor if `a_row` is 0, because a layer without connections would
-            cut the network in two. The minimum has no effect if `keep` is too small for it.
+        at_least: the minimum number of ones in each tensor. A layer without connections would cut the network in two.
+            This minimum has no effect if rows have a minimum (`a_row`), or if `keep` is too small for all tensors.
         a_row: the minimum number of ones in each row. `row_floors` reduces it if a row or `keep` is too small.
 
     Raises:
@@ -104,8 +104,8 @@ def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def keep_active(weight: Tensor, mask: Tensor) -> None:
-    """Replace unmasked weights that are zero or almost zero by a tiny number, in place. The weight then has exactly as
-    many nonzero entries as its mask."""
+    """Replace unmasked entries of a weight tensor that are zero or almost zero by a tiny number, in place. The tensor
+    then has exactly as many nonzero entries as its mask."""
     info = torch.finfo(weight.dtype)
     smallest = max(_SMALLEST, info.tiny * info.eps)  # the smallest number of float16 is larger than 2^-100
     weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

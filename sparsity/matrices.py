@@ -35,7 +35,7 @@ class Matrix:
         module: the module that contains it.
         params: its parameters. There are several only if the layer computes the weight, as under torch's
             parametrizations. A parameter that a rule selects comes first.
-        orientation: None if neither the layer's class nor a rule determines it.
+        orientation: which dimensions are the fan-in. None if neither the layer's class nor a rule determines them.
         is_layer: whether it is the weight of a layer whose class is known.
         reason: why the matrix is not prunable without a rule. The reason is empty if the matrix is prunable.
     """
@@ -70,7 +70,7 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
     with at least two dimensions larger than 1. A shared matrix is listed once.
 
     Args:
-        prune: rules for further prunable weights -> their fan-in dimensions.
+        prune: a dict from rules to fan-in dimensions, as in `LayerRules`.
 
     Raises:
         ValueError: if a rule of `prune` fits no parameter, or if the parameter does not have these dimensions.

@@ -25,7 +25,7 @@ class Measures:
     lr_sum: float
 
     def measures(self) -> dict[str, float]:
-        """Return measures of the current network by name.
+        """Return a dict from the names of measures to the values for the current network.
 
         Returns:
             sparsity: the fraction of the prunable weights that are masked.
@@ -69,16 +69,17 @@ class Measures:
         return zeros / total
 
     def by_layer(self) -> dict[str, float]:
-        """Return the name of each prunable tensor -> its sparsity, in [0, 1]."""
+        """Return a dict from the names of the prunable tensors to their sparsities, in [0, 1]."""
         return {
             layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
             for layer, mask in zip(self.layers, self.masks, strict=True)
         }
 
     def adaptation(self) -> dict[str, float]:
-        """Return measures of the last update of the masks. "threshold" is the drop threshold, as a multiple of the
-        neuron's mean magnitude. It is missing if the topology has no threshold. "grow_rate" is the number of new
-        connections divided by the number of dropped connections. The result is empty if the masks are fixed."""
+        """Return measures of the last update of the masks. "threshold" is the drop threshold. Connections were dropped
+        if their magnitude was less than this multiple of the mean magnitude of their neuron. "threshold" is missing for
+        methods without such a threshold. "grow_rate" is the number of new connections divided by the number of dropped
+        connections. The result is empty if the masks are fixed."""
         known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
         return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
 

@@ -14,7 +14,7 @@ def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Args:
         model: the network.
-        weights: the prunable weights by name.
+        weights: a dict from the names of the prunable weights to the weights.
     """
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     for name, param in {**trained, **weights}.items():

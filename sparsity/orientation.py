@@ -15,9 +15,9 @@ class Orientation(NamedTuple):
     Attributes:
         fan_in: the dimensions of the fan-in. If None, these are all dimensions except the first. Each combination of
             indices of the other dimensions is one neuron.
-        groups: the number of groups in the first dimension. Each group has its own neurons. The weight of a transposed
-            convolution has the shape (inputs, outputs / groups, kernel...), and the outputs of a group use only the
-            inputs of this group.
+        groups: the number of groups of a transposed convolution, and 1 for all other weights. The weight of a
+            transposed convolution has the shape (inputs, outputs / groups, kernel...). Its first dimension consists of
+            one part for each group, and the outputs of a group use only the inputs of this group.
     """
 
     fan_in: tuple[int, ...] | None = None

@@ -25,7 +25,8 @@ def called(model: nn.Module, inputs: Any) -> Any:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the training or evaluation mode of each module after this block."""
+    """Return a context manager. After its `with` block, each module is again in its former mode (training or
+    evaluation)."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -85,8 +86,8 @@ def followers(
 
 @contextmanager
 def _inputs_of(norms: Sequence[NormBase]) -> Iterator[list[Any]]:
-    """Yield a list. Calls of the network within this block add the nodes of autograd's graph that produce the inputs of
-    these normalisations to the list."""
+    """Return a context manager that yields a list. Calls of the network in its `with` block add nodes of autograd's
+    graph to this list: the nodes that produce the inputs of these normalisations."""
     nodes: list[Any] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: nodes.extend(one.grad_fn for one in inputs[:1]))
@@ -129,8 +130,8 @@ def _followed(x: Any) -> Any:
 
 @contextmanager
 def ready(model: nn.Module) -> Iterator[None]:
-    """Prepare a network for a call that autograd tracks. Within this block, the network is in evaluation mode, all its
-    floating-point parameters require gradients, and torch compiles nothing."""
+    """Return a context manager that prepares a network for a call that autograd tracks. In its `with` block, the
+    network is in evaluation mode, all its floating-point parameters require gradients, and torch compiles nothing."""
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     # If the compiler is not imported, nothing is compiled. Its import would take seconds.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

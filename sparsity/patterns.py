@@ -39,7 +39,8 @@ class Pattern:
 
     @property
     def whole(self) -> dict[str, str]:
-        """Return the prunable layers that have neurons which cannot be removed: the layer's name -> the reason."""
+        """Return a dict from names of prunable layers to the reason why some neurons of the layer cannot be removed.
+        Layers without such neurons are left out."""
         return {}
 
     def check(self, sparsity: float) -> None:
@@ -63,8 +64,8 @@ class Pattern:
         return sum(shape.numel() - self.least_weights(shape) for shape in shapes)
 
     def ranked(self, score: Tensor) -> Tensor:
-        """Return the scores of a layer, in the same shape. The pattern may allow only some weights to be nonzero. All
-        other weights get the lowest scores."""
+        """Return the scores of a layer, in the same shape. With the pattern N:M, the N largest of each M consecutive
+        scores stay, and all other scores become lower than these. Other patterns return the scores unchanged."""
         return score
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
@@ -171,8 +172,9 @@ class Block(Pattern):
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
         """Return masks with ones in the blocks with the largest mean squares: at most `keep` ones in all. If `a_row` is
-        not 0 and `keep` is large enough, every row of blocks has a block of ones. Otherwise, if `keep` is large enough,
-        every layer has a block of ones."""
+        not 0, every row of blocks gets at least one block of ones, unless `keep` is too small for this. If `a_row` is 0
+        or `keep` is too small for all rows, every layer gets at least one block of ones, unless `keep` is too small for
+        all layers."""
         pools = [self.pooled(score) for score in scores]
         ranks, sizes = [pool.clone() for pool, _ in pools], [size for _, size in pools]
         for by_row in (True, False) if a_row else (False,):
@@ -202,7 +204,7 @@ class KnownNeurons(Protocol):
     implements this interface.
 
     Attributes:
-        whole: (name, reason) of each layer that has neurons which cannot be removed.
+        whole: pairs (name, reason) of the layers that have neurons which cannot be removed.
         highest_sparsity: the fraction of the prunable weights that are zero when as many neurons as possible are
             removed.
         most_zeros: the number of zeros in this case.
@@ -238,9 +240,10 @@ class Neurons(Pattern):
         multiple: at least 1. The number of neurons that a layer keeps is a multiple of this number, if the layer's
             number of neurons allows it.
         groups: which neurons of the network must be removed together. None if this is not known yet.
-        by_macs: if True, a sparsity is the share of the multiply-adds with prunable weights that the network saves. If
-            False, a sparsity is the share of zeros in the prunable weights.
-        uses: counts the multiply-adds for `by_macs`. None if they are not known yet, or not needed.
+        by_macs: if True, a sparsity is the number of multiply-adds that the masks save, divided by the number of all
+            multiply-adds with prunable weights. If False, a sparsity is the share of zeros in the prunable weights.
+        uses: an object that counts the multiply-adds for `by_macs`. None if there is no such object yet, or if it is
+            not needed.
     """
 
     text: ClassVar[str] = "neurons"

@@ -81,12 +81,13 @@ class Selection:
 
     def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
         """Return the initial masks of a training, with zeros for the weights that this selection never chooses. The
-        masks have the shapes of the weights. This class may choose every weight and changes nothing."""
+        masks have the shapes of the weights. `Selection` itself can choose every weight, so it returns the masks
+        unchanged."""
         return list(masks)
 
     def in_whole(self, sparsity: float) -> float:
         """Convert a sparsity over the weights that this selection may choose into the sparsity over all weights of the
-        layers. This class may choose every weight, so that both are equal."""
+        layers. `Selection` itself can choose every weight, so both sparsities are equal."""
         return sparsity
 
     def _score(self, log_magnitude: Tensor) -> Tensor:
@@ -106,13 +107,13 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return masks of the sparsity `sparsity`, or of a higher sparsity if `excess` requires more zeros. In all, the
-    masks have at least as many ones as there are masks.
+    """Return masks of the sparsity `sparsity`, or of a higher sparsity if `excess` requires more zeros. The higher
+    sparsity leaves at least as many ones in total as there are masks.
 
     Args:
-        chosen: sparsity -> masks.
-        excess: masks -> an estimate of the number of weights that must be pruned in addition. The estimate must not be
-            too high. It is 0 if the masks have enough zeros.
+        chosen: a function that returns the masks for a sparsity.
+        excess: a function that takes masks and estimates how many more weights must be pruned. The estimate must not
+            exceed the true number. It is 0 if the masks have enough zeros.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)
@@ -150,7 +151,7 @@ def selection_for(
 
 def relative_magnitude(log_magnitude: Tensor) -> Tensor:
     """Return log2 of each weight divided by the root mean square of its row, in the same shape. The result does not
-    depend on the norm or the length of the row. Weights of zero stay -inf."""
+    depend on the norm of the row or on the number of its weights. Weights of zero stay -inf."""
     rows = log_magnitude.flatten(1)
     if rows.dtype != torch.float64:
         rows = rows.float()

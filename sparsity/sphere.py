@@ -7,8 +7,9 @@ different exponents can be treated at once.
 Notation: 1 < p <= 2, q = p / (p - 1) is the dual exponent, v = sign(w)|w|^(p-1) is the dual image of w. Then ||v||_q =
 1 exactly if ||w||_p = 1, and w = sign(v)|v|^(1/(p-1)). Source: Li et al., arXiv 2103.16013.
 
-Powers are computed of values divided by the largest magnitude in their row. At p = 1.07 (q = 15.3), a plain ||1e-4
-x||_q underflows in float32 and ||1e3 x||_q overflows.
+Before powers are computed, the values of a row are divided by the largest magnitude in the row. Without this division,
+a norm ||x||_q at p = 1.07 (q = 15.3) underflows in float32 if the values of x are near 1e-4, and overflows if they are
+near 1e3.
 """
 
 from __future__ import annotations

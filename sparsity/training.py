@@ -48,8 +48,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         learning_rate: a function of progress. In every step it multiplies the learning rate of each group.
         dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If False, as in
             the paper, their dual state v (see LpSGD) only decays by the factor (1 - lr) in each step.
-        exponent: the exponent p of the sphere as a function of progress, for the optimizer's groups in which "p_moves"
-            is True. If None, p is constant.
+        exponent: p of the sphere as a function of progress, for groups with "p_moves" = True. If None, p is constant.
         selection: chooses the weights that the projection keeps.
         averaging: how weights are averaged over steps. At the end, the network gets the average. If None, the network
             keeps the weights of the last step. After an average, measure the running statistics of normalisation layers
@@ -328,7 +327,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:
-        """Return the codes and scales of the prunable weights by name. Before the weights have few bits, return {}."""
+        """Return a dict from names of prunable weights to their Codes. It is empty before weights have few bits."""
         if self.few_bits is None or not self.few_bits.begun:
             return {}
         return {layer.name: codes for layer, codes in zip(self.layers, self.few_bits.codes(), strict=True)}
@@ -342,7 +341,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Mask the smallest weights within this block, so that the network has its final sparsity."""
+        """Return a context manager. In its `with` block, the smallest weights are masked, so that the network has its
+        final sparsity. After the block, the weights have their former values."""
         if self.fixed:
             yield
             return
@@ -358,8 +358,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
                     layer.weight.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `state_beside_network` together with the prunable weights. A program may load the network's state
-        first and then make this object, which masks weights. `load_state_dict` restores the weights."""
+        """Return `state_beside_network` and the prunable weights. A program may load the network's state before it
+        makes this object, whose constructor masks weights. `load_state_dict` of this object restores these weights."""
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:
