@@ -32,7 +32,7 @@ def load_space(name: str, target: float) -> Space:
 
 
 def space_layout(name: str) -> Callable[[float], Space]:
-    """Read a space's file once, and return a function: target sparsity -> the space for this target.
+    """Read a space's file once. Return a function that takes a target sparsity and returns the space for this target.
 
     The returned function does not read the file again. The argument `name` and the exceptions are those of
     `load_space`.

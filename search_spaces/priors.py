@@ -20,8 +20,9 @@ class Prior:
 
     Attributes:
         centre: the expected best value. It must lie in the parameter's range.
-        width: the standard deviation as a share of the range, in (0, 1]. If the range is logarithmic, both are those of
-            the logarithm. For a categorical parameter, the width is the probability of all other choices together.
+        width: the standard deviation as a share of the range, in (0, 1]. If the range is logarithmic, the logarithm of
+            the parameter is normally distributed, and the width is a share of the range of this logarithm. For a
+            categorical parameter, the width is the probability of all other choices together.
     """
 
     centre: Any
@@ -87,12 +88,12 @@ def between(
     """Return the centre of a prior for one target: a linear interpolation between the centres of the neighbouring
     targets.
 
-    The position of a target is log(1 - target), and the position of a centre is that of `to_unit`. Below the smallest
-    target and above the largest target the centre is constant.
+    The interpolation uses positions: `log_sparsity` returns the position of a target, and `to_unit` returns the
+    position of a centre. Below the smallest target and above the largest target the centre is constant.
 
     Args:
         distribution: the parameter's range.
-        centres: target sparsities in [0, 1) -> centres in the range; at least one.
+        centres: a dict from target sparsities in [0, 1) to centres in the range. It has at least one entry.
         target: the study's target, in [0, 1).
     """
     targets = sorted(centres)

@@ -20,21 +20,22 @@ class Space:
 
     Each part of a schedule is a parameter of its own, with a name such as threshold.start.
 
-    A parameter may have a condition. A trial has the parameter only if the condition holds: the parameter "applies". A
-    condition maps other parameters to accepted values. It holds if each of these parameters has an accepted value.
+    A parameter may have a condition. A trial has the parameter only if the condition holds. The parameter then
+    "applies". A condition is a dict from other parameters to their accepted values. It holds if each of these
+    parameters has an accepted value.
 
     Attributes:
         name: the name of a built-in space, or the file of the space.
         method: the name of the method whose parameters are searched.
-        distributions: searched parameter -> Optuna's distribution. A parameter comes after the parameters in its
-            condition.
-        fixed: parameter that is not searched -> its value.
-        first: the points to try first. A point is a mapping: searched parameter -> value. It contains only parameters
-            that apply.
+        distributions: a dict from searched parameters to Optuna's distributions. A parameter comes after the parameters
+            in its condition.
+        fixed: a dict from the parameters that are not searched to their values.
+        first: the points to try first. A point is a dict from searched parameters to values. It contains only
+            parameters that apply.
         near: for each point of `first`, the target sparsity for which it is meant, or None if it is meant for all
             targets.
-        priors: searched parameter -> its prior. Some parameters have no prior.
-        when: parameter -> its condition. Parameters without a condition are not in this mapping.
+        priors: a dict from searched parameters to their priors. Some parameters have no prior.
+        when: a dict from parameters to their conditions. Parameters without a condition are not in it.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Space:
 
         Args:
             name: the parameter.
-            values: searched parameter -> value. Parameters that are not in any condition may be missing.
+            values: a dict from searched parameters to values. Parameters that are not in any condition may be missing.
         """
         condition = self.when.get(name, {})
         return applies(condition, {**self.fixed, **values}) and all(
@@ -75,8 +76,9 @@ class Space:
         return [self.first[index] for index in [*always, *nearest]]
 
     def apart_from(self, target: float) -> dict[int, float]:
-        """Return a mapping: index in `first` -> the distance between the point's target in `near` and `target`. Points
-        without a target are not in the mapping. The distance is the absolute difference of log(1 - sparsity)."""
+        """Return a dict from indices of points in `first` to distances. The distance of a point is the absolute
+        difference between log(1 - `target`) and log(1 - its target in `near`). Points without a target are not in the
+        dict."""
         said = {index: near for index, near in enumerate(self.near) if near is not None}
         return {index: abs(log_sparsity(near) - log_sparsity(target)) for index, near in said.items()}
 

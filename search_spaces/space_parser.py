@@ -25,7 +25,7 @@ Condition = dict[str, tuple[Any, ...]]
 
 
 def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable[[float], Space]:
-    """Read a space's file once, and return a function: target sparsity in [0, 1) -> the Space for this target.
+    """Read a space's file once. Return a function that takes a target sparsity in [0, 1) and returns the Space for it.
 
     Args:
         name: the name of the returned spaces.

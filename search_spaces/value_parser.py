@@ -30,7 +30,8 @@ class Values:
     """Parses single values for one target sparsity. Every error message names the line.
 
     Attributes:
-        target: the study's target sparsity. Words such as `above` depend on it.
+        target: the study's target sparsity. The numbers of the words in SYMBOLS depend on it. For example, `above` is a
+            number between the target and 1.
     """
 
     def __init__(self, lines: Lines, target: float) -> None:
@@ -60,7 +61,7 @@ class Values:
         return float(value)
 
     def sparsity(self, place: Place, value: Any) -> float:
-        """Return a target sparsity for which a part of the space is meant."""
+        """Return a target sparsity that the file gives, such as the value of `near`."""
         sparsity = self.number(place, value)
         if not 0 <= sparsity < 1:
             raise self.error(place, f"a target must lie in [0, 1), not {shown(value)}")
