@@ -36,9 +36,9 @@ class NotFinite(Exception):
 class Data:
     """Holds the three splits of a data set: training, validation and test examples.
 
-    Each split is a `Split` of tensors in memory or a torch data set. A torch data set is map-style, or an
-    IterableDataset that has a length. If the splits are torch data sets, every training process calls `Experiment.load`
-    itself.
+    Each split is either a `Split`, which holds tensors in memory, or a torch data set. A torch data set is map-style,
+    or an IterableDataset that has a length. If the splits are torch data sets, every training process calls
+    `Experiment.load` itself.
 
     Attributes:
         train: the examples for the training.
@@ -188,8 +188,9 @@ class Experiment:
             every step: Python code runs only during the recording. Random numbers of Python and of torch on the CPU are
             therefore the same in every step. Random numbers of torch on the GPU are new in each step. No operation may
             wait for the GPU, as `.item()` does.
-        space: the name or .yaml file of a search space that suits this data better than the default space. A study
-            uses this space for the space's method if the user does not give another space. None means the default.
+        space: the name or .yaml file of a search space that suits this data better than the default space. A study of
+            this space's method uses it if the user does not give another space. Studies of other methods use their own
+            default spaces. None means the default space for all methods.
         trained: whether `model` returns a pretrained network. Methods that begin with sparse masks then keep its
             largest weights. The method lpss then begins without a mask.
         files: the data files that the experiment's code reads. Workers on other machines and the model in MLflow get

@@ -41,11 +41,12 @@ class BasicBlock(nn.Module):
 def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes: int) -> nn.Sequential:
     """Return a wide residual network for images (n, channels, h, w) of any size. In a block, ReLU follows the sum.
 
-    The network begins with a 3x3 convolution with 16 output channels. Its stages have width, 2 width, 4 width, ...
-    channels and the strides 1, 2, 2, .... Global average pooling and one linear layer follow. Convolutions have no bias
-    and use He's initialisation by fan-out. The linear layer uses torch's default initialisation. The widths are from S.
-    Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016. The order of operations in a block comes from K. He et
-    al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    The network begins with a 3x3 convolution with 16 output channels. The first stage has `width` channels and the
+    stride 1. Each later stage has twice as many channels as the stage before it, and the stride 2. Global average
+    pooling and one linear layer follow. Convolutions have no bias and use He's initialisation by fan-out. The linear
+    layer uses torch's default initialisation. The widths are from S. Zagoruyko, N. Komodakis, "Wide Residual Networks",
+    BMVC 2016. The order of operations in a block comes from K. He et al., "Deep Residual Learning for Image
+    Recognition", CVPR 2016.
 
     Args:
         blocks: the number of blocks in each stage. The network has 2 + 2 sum(blocks) layers, without the shortcuts.

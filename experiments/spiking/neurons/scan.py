@@ -23,7 +23,7 @@ class Constants(NamedTuple):
     """Holds the constants of a layer's neurons, each of the shape (neurons).
 
     Attributes:
-        self_weight: v, the weight from a neuron's own trace to its current.
+        self_weight: v, the weight from a neuron's own trace to its input current.
         membrane: km, the share of the potential that leaks in a step, in (0, 1].
         synapse: ks, the share of a trace that is new in a step, in (0, 1].
     """
