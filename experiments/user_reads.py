@@ -16,7 +16,7 @@ from tune_sparsity.experiments.user_code import is_module, is_users_own
 
 
 class Reader(Enum):
-    """Distinguishes two kinds of code that read files."""
+    """Distinguishes the code that reads a file: CODE makes or trains networks, and DATA loads the data."""
 
     CODE = "code"
     """Code that runs in every process that makes or trains networks."""

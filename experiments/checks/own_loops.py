@@ -28,7 +28,7 @@ class LoopSubject:
     """Holds a user's training loop for its checks, and makes the loop's network and short trainings.
 
     Args:
-        experiment: the training loop to check, as an experiment.
+        experiment: the training loop to check, as an OwnLoop.
         data_dir: the folder that the loop gets as `trial.data_dir`.
     """
 

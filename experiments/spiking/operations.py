@@ -84,7 +84,7 @@ def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 @contextmanager
 def _counted(layers: Mapping[SpikingLayer, Any]) -> Iterator[dict[SpikingLayer, _Spikes]]:
-    """Return a context manager that counts the spikes of these layers in its block. Its value is a dict from layers to
+    """Return a context manager that counts the spikes of these layers in its block. It yields a dict from layers to
     counts."""
     counted = {layer: _Spikes() for layer in layers}
     with ExitStack() as hooks:
