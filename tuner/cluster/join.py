@@ -1,9 +1,9 @@
 """Connect this process to Ray: to a private Ray on this machine, to a running cluster, or through Ray Client.
 
 The nodes always run the version of the package `tune_sparsity` that this process has imported. Ray sends the package to
-the nodes, as a part of a Ray runtime environment. It sends the folder from which this process has imported the package
-(of an installed wheel or of an editable checkout). A user's experiment is sent with the trials (tuner.worker.shipping).
-The data are sent through Ray's object store, once to each node (tuner.cluster.node_data).
+the nodes, as a part of a Ray runtime environment. Ray takes the package from the folder from which this process has
+imported it. The package may be an installed wheel or an editable checkout. A user's experiment is sent with the trials
+(tuner.worker.shipping). The data are sent through Ray's object store, once to each node (tuner.cluster.node_data).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def runtime_environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _standard_error_aside() -> Iterator[IO[str]]:
-    """Return a context manager. In its block, standard error is redirected to a file, which is the manager's value.
-    Ray's libraries would otherwise print twenty lines if a cluster refuses this process."""
+    """Return a context manager. It yields a file, to which standard error is redirected in the block. Ray's libraries
+    would otherwise print twenty lines if a cluster refuses this process."""
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)

@@ -228,8 +228,8 @@ def in_waiting_processes() -> AbstractContextManager[None]:
 
 @contextmanager
 def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
-    """Return a context manager. Its value is a form of Ray Tune's Tuner whose controller runs in this process. Under
-    Ray Client, the controller of Tuner would run on the cluster, where our threads, files and MLflow are missing.
+    """Return a context manager. It yields a form of Ray Tune's Tuner whose controller runs in this process. Under Ray
+    Client, the controller of Tuner would run on the cluster, where our threads, files and MLflow are missing.
 
     Args:
         scratch: a temporary folder. Under Ray Client, it replaces the folder of a Ray node, because this machine is not

@@ -109,7 +109,7 @@ def run_study(
 
 @contextmanager
 def _tracked(prepared: Prepared, writer: Popen[str] | None) -> Iterator[Tracker]:
-    """Return a context manager. Its value is a tracker that logs the study to MLflow. After the block, the tracker is
+    """Return a context manager. It yields a tracker that logs the study to MLflow. After the block, the tracker is
     closed. If the block fails, the tracker gets AT_ONCE seconds to finish."""
     tracker = _start_tracker(prepared, writer)
     try:
