@@ -262,7 +262,8 @@ class Experiment:
         """Return a new network with the given weights, in evaluation mode.
 
         Args:
-            tensors: the state_dict. If it comes from the method binary, the network's layers are also made binary.
+            tensors: the state_dict. If a training with the method "binary" has saved it, the layers of the new network
+                are first replaced by layers with weights of one bit.
 
         Raises:
             RuntimeError: if load_state_dict refuses the weights.
@@ -288,8 +289,8 @@ def outputs_of(
     The network computes on its own device and in evaluation mode. Afterwards, its former mode is restored.
 
     Args:
-        batch: examples in a batch. If None, this is 4096 for data in memory, or fewer if the inputs are large. For a
-            torch data set, it is the recipe's batch size.
+        batch: the number of examples in a batch. If None, a Split has batches of 4096 examples, or of fewer if the
+            inputs are large, and a Loaded has batches of `experiment.recipe.batch_size` examples.
     """
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size

@@ -46,14 +46,14 @@ def remeasure(
     forward: Callable[[nn.Module, Any], object] = called,
     layers: Sequence[BatchNorm] | None = None,
 ) -> None:
-    """Compute the running statistics of batch normalisation again, with the network's current weights. They become the
-    means over the given batches.
+    """Compute the running statistics of batch normalisation again, with the network's current weights. The statistics
+    become the means over the given batches.
 
     All other layers, such as dropout, are in evaluation mode during these forward passes.
 
     Args:
         inputs: batches of at least two examples each. Without a batch, the statistics do not change.
-        forward: (network, inputs) -> any result. It is not used.
+        forward: (network, inputs) -> any result. The result is not used.
         layers: the layers with the statistics. If None, these are the result of `moving`.
     """
     layers = moving(model) if layers is None else layers
@@ -79,8 +79,8 @@ def remeasured(
     forward: Callable[[nn.Module, Any], object] = called,
     layers: Sequence[BatchNorm] | None = None,
 ) -> Iterator[None]:
-    """Call `remeasure`, and set the network to evaluation mode, for the time of this block. Afterwards, the former
-    statistics and modes are restored."""
+    """Return a context manager. Before its block, it calls `remeasure` and sets the network to evaluation mode. After
+    the block, it restores the former statistics and modes."""
     kept = [(value, value.clone()) for layer in moving(model) for value in layer.buffers()]
     try:
         with modes_kept(model):

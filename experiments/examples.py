@@ -42,8 +42,8 @@ def copied(nest: Any) -> Any:
 
 
 def named(nest: Any) -> dict[str, Tensor]:
-    """Return a mapping: name -> tensor of the nest. The name consists of the keys and indices that lead to the tensor,
-    with dots between them. If the nest is a tensor itself, the name is ""."""
+    """Return the tensors of the nest, as a dict from names to tensors. A name consists of the keys and indices that
+    lead to the tensor, with dots between them. If the nest itself is a tensor, the tensor's name is ""."""
     return {".".join(path): leaf for path, leaf in tree_paths(nest) if isinstance(leaf, Tensor)}
 
 
@@ -216,7 +216,8 @@ class Loaded:
         return self._batches(batch_sampler=[some.tolist() for some in batches], workers=self.workers, seed=seed)
 
     def seed(self, order: Generator) -> int:
-        """Return a seed for the data set's random numbers in an epoch. `order` draws the seed."""
+        """Return a seed for the data set's random numbers in an epoch. The generator `order`, which also shuffles the
+        examples, draws the seed."""
         return int(torch.randint(2**31, (), generator=order))
 
     def _batches(self, *, workers: int = 0, seed: int = 0, **options: Any) -> Iterator[Split]:

@@ -13,10 +13,11 @@ import torch
 
 @contextmanager
 def same_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Restore the states of Python's, NumPy's and torch's global generators on the CPU after this block.
+    """Return a context manager. After its block, it restores the states of Python's, NumPy's and torch's global
+    generators on the CPU.
 
     Args:
-        seed: the seed of all three generators at the beginning of the block. If None, they are not seeded.
+        seed: the seed of all three generators at the beginning of the block. If None, the generators are not seeded.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:

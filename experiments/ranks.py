@@ -35,8 +35,8 @@ class Share(NamedTuple):
         batch: the examples of this part.
         whole: the number of examples in the whole batch.
         parts: the number by which this rank divides its loss, so that the sum over the ranks is the loss of the whole
-            batch. It is `whole` divided by the size of this part, or the number of ranks if each trains on the whole
-            batch.
+            batch. It is `whole` divided by the number of examples in `batch`. If a batch is too small to be divided,
+            every rank trains on the whole batch, and this number is the number of ranks.
     """
 
     batch: Split
@@ -58,12 +58,13 @@ class OneRank:
         return nullcontext()
 
     def own_generator(self, order: Generator) -> Generator:
-        """Return this rank's random generator for the augmentation of an epoch. In one process, it is `order`."""
+        """Return this rank's random generator for the augmentation of an epoch. A training in one process uses `order`,
+        the generator that shuffles the examples."""
         return order
 
     def add_gradients(self, params: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the ranks. A rank without a gradient of the parameter counts as 0. If
-        no rank has one, the parameter stays without a gradient."""
+        """Replace each gradient by its sum over the ranks. If a rank has no gradient of a parameter, this rank counts
+        as 0. If no rank has a gradient of the parameter, the parameter stays without a gradient."""
 
     def total(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks."""

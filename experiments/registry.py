@@ -77,14 +77,15 @@ _homes: dict[str, tuple[Experiment, Path]] = {}  # name -> a user's experiment t
 
 class OldImport(ValueError):
     """Report that a user's file imports a part of tune_sparsity without the package name, such as `import experiments`.
-    Earlier versions had these names."""
+    In earlier versions, the parts of tune_sparsity were imported in this way."""
 
 
 def find(name: str) -> Experiment:
     """Return the experiment with this name.
 
     A user's file may import modules in its own folder. The module of package.module:name may be installed, or lie in
-    the current folder. This function adds the folder at the end of sys.path, so that installed modules come first.
+    the current folder. This function therefore adds the file's folder or, for package.module:name, the current folder
+    at the end of sys.path. Installed modules come first.
 
     Args:
         name: the name of a built-in experiment, path/to/file.py:name or package.module:name.
@@ -167,9 +168,9 @@ def _from_package(name: str) -> ModuleType:
 
 @contextmanager
 def _importing(what: str, folder: Path) -> Iterator[None]:
-    """Allow imports of modules in `folder`, and handle failed imports in this block. A failed import raises ValueError
-    with a message of one line that names the place of the error. The block removes the user's modules that were
-    imported before the failure."""
+    """Return a context manager. Its block may import modules in `folder`. If an import fails, the context manager
+    removes the user's modules that the block has imported, and raises ValueError. The message has one line and names
+    the place of the error."""
     before = set(sys.modules)
     import_from(folder)
     try:

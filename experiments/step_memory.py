@@ -43,7 +43,8 @@ class StepMemory:
 
     @contextmanager
     def within(self, batch: Any = ()) -> Iterator[None]:
-        """Measure the memory in this block if the block belongs to the measured step. A step may have several blocks.
+        """Return a context manager. It measures the memory in its block if the block belongs to the measured step. A
+        step may have several blocks.
 
         Args:
             batch: the tensors of the examples, as a tensor or a nested structure of tensors.
@@ -75,8 +76,8 @@ class StepMemory:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Disable Python's garbage collection in this block. It would free memory at a random time, and the measured number
-    would vary."""
+    """Return a context manager that disables Python's garbage collection in its block. The garbage collection would
+    free memory at a random time, and the measured number would vary."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -100,14 +100,16 @@ class Training:
         """Train one epoch and measure the network.
 
         Returns:
-            The measures by name. The name of the experiment's metric replaces "accuracy".
+            The measures of this epoch, as a dict from names to values. In the names, the name of the experiment's
+            metric replaces "accuracy".
 
             train_loss, epoch_seconds: the mean training loss and the time of the epoch.
             val_accuracy: the validation metric of the current network.
-            val_accuracy_at_target: the validation metric of a copy that is pruned to the final sparsity now.
-                While weights are averaged, val_accuracy and val_accuracy_at_target are measured with the average.
-            val_accuracy_last: the validation metric with the weights of the last step. It is present only while weights
-                are averaged.
+            val_accuracy_at_target: the validation metric of the network while it is pruned to the final sparsity for
+                this measurement. If the method averages weights over the last part of the training, val_accuracy and
+                val_accuracy_at_target are measured with the average as soon as the average has a sample.
+            val_accuracy_last: the validation metric with the weights of the last step. It is present only if
+                val_accuracy is measured with an average.
             sparsity, sparsity_total, hoyer, nonzero_weights, travel, threshold, grow_rate: see
                 `SparseTraining.measures`.
             train_bytes: the peak memory of a step in bytes; see StepMemory. It is present only if it was measured.
@@ -130,8 +132,8 @@ class Training:
         }
 
     def _validated(self) -> dict[str, float]:
-        """Return the validation metrics by name: val_accuracy, val_accuracy_at_target and, while weights are averaged,
-        val_accuracy_last. See `epoch`."""
+        """Return the measures val_accuracy, val_accuracy_at_target and, if weights are averaged, val_accuracy_last. See
+        `epoch`."""
         name = f"val_{self.experiment.metric_name}"
         value = evaluate(self.experiment, self.model, self.val_split)
         average = self.sparse.average
@@ -293,8 +295,8 @@ class Training:
 
 
 def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
-    """Raise ValueError if a training with the method binary is not possible. Its optimizer updates each weight during
-    the backward pass.
+    """Raise ValueError if the method "binary" cannot train the experiment. The optimizer of this method updates each
+    weight during the backward pass. Such a training needs a step after every batch, float32 and a single process.
 
     Args:
         recipe: the experiment's recipe.

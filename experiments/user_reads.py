@@ -16,7 +16,7 @@ from tune_sparsity.experiments.user_code import is_module, is_users_own
 
 
 class Reader(Enum):
-    """Names the kind of code that reads a file."""
+    """Distinguishes the code that reads a file: CODE makes or trains networks, and DATA loads the data."""
 
     CODE = "code"
     """Code that runs in every process that makes or trains networks."""
@@ -31,11 +31,11 @@ _installed: list[bool] = []
 
 @contextmanager
 def watching(reader: Reader = Reader.CODE) -> Iterator[None]:
-    """Record the files that the current thread opens for reading in this block. Files that only compiled libraries open
-    are not recorded. Blocks may be nested.
+    """Return a context manager. It records the files that the current thread opens for reading in its block. Files that
+    only compiled libraries open are not recorded. Blocks may be nested.
 
     Args:
-        reader: the kind of code that runs in this block.
+        reader: the kind of code that runs in the block.
     """
     if not _installed:
         sys.addaudithook(_notice)  # a hook cannot be removed

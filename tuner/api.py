@@ -108,8 +108,8 @@ class Study:
 
     @property
     def networks(self) -> dict[str, Found]:
-        """Return the networks that the study has written, by the names of their folders, such as "best", "best-0.9" or
-        "front/t0003"."""
+        """Return the networks that the study has written, as a dict from the names of their folders to objects of
+        Found. Names are, for example, "best", "best-0.9" or "front/t0003"."""
         trials = {one["trial"]: one for one in self.result["pareto"]}
         found = {}
         for name in self._ended.networks:
@@ -142,8 +142,9 @@ class Study:
 
     @cached_property
     def pictures(self) -> Mapping[str, go.Figure]:
-        """Return the study's plotly figures by name, such as "front", "progress", "training", "layers", "weights",
-        "hoyer", "curves", "parallel" and "importances". A figure without content is left out."""
+        """Return a dict from names to the study's plotly figures. Names are, for example, "front", "progress",
+        "training", "layers", "weights", "hoyer", "curves", "parallel" and "importances". A figure without content is
+        left out."""
         from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 
         goal, records = self._ended.goal, self._ended.records()
@@ -173,11 +174,11 @@ class Found:
         return sorted({*super().__dir__(), *self._about})
 
     def network(self) -> nn.Module:
-        """Return the network in evaluation mode, with exact zeros.
+        """Return the network in evaluation mode. Its pruned weights are exactly 0.
 
         Raises:
-            ValueError: if the experiment cannot be found, or if its network has changed, so that the weights no longer
-                fit.
+            ValueError: if the experiment cannot be found, or if the experiment's network has changed, so that the
+                weights no longer fit.
         """
         from safetensors.torch import load_file
 

@@ -58,8 +58,8 @@ _CLASSES = {
 
 
 def parse_idx(raw: bytes) -> Tensor:
-    """Return the uint8 tensor in an IDX file: two zero bytes, 8, the number of dimensions, the big-endian sizes, and
-    then the values.
+    """Return the uint8 tensor in an IDX file. The file begins with four bytes: 0, 0, 8 (the code of the type uint8) and
+    the number of dimensions. Then follow the size of each dimension, as a big-endian 32-bit integer, and the values.
 
     Raises:
         ValueError: if the first bytes or the length are not those of an IDX file with uint8 values.
@@ -101,8 +101,8 @@ def _present(folder: Path) -> bool:
 
 
 def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
-    """Return the tensors of the four files: (split, content) -> tensor, for example ("train", "images"). torchvision
-    downloads missing files.
+    """Return the tensors of the four files, as a dict from (split, content) to the tensor. A key is, for example,
+    ("train", "images"). torchvision downloads missing files.
 
     Raises:
         DataUnavailable: if the download fails or a file is damaged.
@@ -130,7 +130,8 @@ def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = Non
 
     Args:
         data_set: "MNIST" or "FashionMNIST".
-        normalise: converts the bytes to network inputs. This function uses only its description.
+        normalise: the conversion from the bytes to network inputs. This function does not apply the conversion. It only
+            stores `normalise.description()` in `Data.preprocessing`.
         data_dir: DATA_DIR. If None, this is the default folder.
     """
     raw = _raw(data_set, data_dir)

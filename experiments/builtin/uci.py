@@ -96,9 +96,9 @@ def load_climate(data_dir: Path | None = None) -> Data:
     the same. The last 140 simulations are for the test. The features are standardised with the means and standard
     deviations of the training examples.
 
-    The paper (arXiv 2103.16013) does not describe its split. Its lowest accuracy is .9214 = 129/140. This is the
-    accuracy of a network that always predicts success, if 129 of 140 test examples are successes. That is true of the
-    last 140 simulations. A stratified split would have 128 successes.
+    The paper (arXiv 2103.16013) does not say which examples are its test examples. The lowest accuracy in the paper is
+    .9214 = 129/140. A network that always predicts success has this accuracy if 129 of 140 test examples are successes.
+    The last 140 simulations contain 129 successes. The test examples of a stratified split would contain 128 successes.
     """
     rows = [line.split() for line in _text(data_dir, "pop_failures.dat").splitlines()]
     table = torch.tensor([[float(cell) for cell in row] for row in rows])

@@ -46,7 +46,8 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
     Args:
         experiment: the experiment.
         data_dir: the folder of the data. Files in this folder need no declaration.
-        elsewhere: a part of the message for files that only `Experiment.load` reads. It gives the remedy.
+        elsewhere: text for the warning about files that only `Experiment.load` reads. The text tells the user what to
+            do about these files.
     """
     home = home_of(experiment)
     if home is None:

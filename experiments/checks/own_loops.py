@@ -25,10 +25,10 @@ _EPOCHS = 2
 
 
 class LoopSubject:
-    """Gives the checks a user's training loop, its network and short trainings.
+    """Holds a user's training loop for its checks, and makes the loop's network and short trainings.
 
     Args:
-        experiment: the loop to check.
+        experiment: the training loop to check, as an OwnLoop.
         data_dir: the folder that the loop gets as `trial.data_dir`.
     """
 

@@ -220,14 +220,14 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
 
 
 def shape_of(nest: Any) -> str:
-    """Return the shape of a tensor as text. For a dict or tuple of tensors, return its text with a shape in place of
-    each tensor."""
+    """Return the shape of a tensor as text, such as "(4, 10)". For a dict of tensors, return a text such as "{'a': (4,
+    10)}", and similarly for a tuple."""
     return str(mapped(lambda tensor: tuple(tensor.shape), nest))
 
 
 def kinds(nest: Any) -> str:
-    """Return the type and the shape of a tensor as text, such as "float32 (4, 10)". For a dict or tuple of tensors,
-    return its text with type and shape in place of each tensor."""
+    """Return the type and the shape of a tensor as text, such as "float32 (4, 10)". For a dict of tensors, return a
+    text such as "{'a': 'float32 (4, 10)'}", and similarly for a tuple."""
     return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
 
 

@@ -24,7 +24,7 @@ _LOADED = 64  # examples to check of a data set that is not in memory
 
 
 class Level(StrEnum):
-    """Names the result of a check. FAILED means that the experiment has a mistake. The other results do not."""
+    """Defines the possible results of a check. Only FAILED means that the experiment has a mistake."""
 
     OK = "ok"
     WARNING = "warning"
@@ -64,7 +64,7 @@ def not_checked(text: str) -> Problem:
 
 
 class Subject:
-    """Gives the checks the experiment, its data, its network and short trainings.
+    """Holds an experiment for its checks, loads the experiment's data, and makes networks and short trainings.
 
     Args:
         experiment: the experiment to check.

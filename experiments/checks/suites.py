@@ -45,7 +45,8 @@ def first_look(
     """Run the checks with which a study begins, and yield their findings.
 
     Args:
-        experiment: the experiment, or a user's training loop from the function `looked_at`.
+        experiment: the experiment. A user's training loop must be an OwnLoop that the function `looked_at` has
+            returned.
         loaded: the experiment's data.
         told: whether to run also the checks whose attribute `told` is true. If such a check fails, its finding becomes
             a warning.

@@ -1,5 +1,5 @@
-"""Check short trainings: gradients, steps with two methods, repetition with the same seed, resumption, export, and
-whether the loss falls."""
+"""Check short trainings: gradients, training with the methods lpss and rigl, repetition with the same seed, resumption,
+export, and whether the loss falls."""
 
 from __future__ import annotations
 

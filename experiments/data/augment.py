@@ -73,7 +73,8 @@ def _reflected(start: Tensor, pad: int, size: int) -> Tensor:
 
 
 def flip(x: Tensor, which: Tensor) -> Tensor:
-    """Return the images (n, c, h, w). Images for which `which` (n,) is true are mirrored from left to right."""
+    """Return the images x, shape (n, c, h, w), some of them mirrored from left to right. The booleans `which`, shape
+    (n,), say which images are mirrored."""
     return torch.where(which[:, None, None, None], x.flip(-1), x)
 
 

@@ -52,9 +52,11 @@ def read_checked(path: Path, md5: str, origin: str) -> bytes:
 
 @contextlib.contextmanager
 def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
-    """Handle the download of a data set by torchvision in this block. torchvision's output goes to standard error.
+    """Return a context manager. Its block lets torchvision download a data set. In the block, standard output is
+    redirected to standard error.
 
-    If the download fails, remove its empty folders, and raise DataUnavailable.
+    If the download fails, the context manager removes the empty folders that the download has created, and raises
+    DataUnavailable.
 
     Args:
         data_set: the name of the data set, for the message.

@@ -40,6 +40,7 @@ def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: in
 
 
 def occurs_once(x: Tensor) -> Tensor:
-    """Return for each input, a row of x, whether it differs from all other inputs: booleans of the shape (n,)."""
+    """Return a boolean for each row of x, shape (n,): whether this row differs from all other rows. A row is the input
+    of one example."""
     _, group, sizes = x.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
     return sizes[group] == 1

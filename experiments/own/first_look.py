@@ -92,8 +92,8 @@ class _Looking(Trial):
 
 
 def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
-    """Return a copy of the experiment that also has the number of epochs, the network, its last layers and example
-    inputs.
+    """Return a copy of the experiment with four additions: the number of epochs, the network, the layers that make the
+    network's outputs, and example inputs.
 
     To find these, this function runs the loop in this process up to the first forward pass of its first epoch.
 

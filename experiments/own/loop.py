@@ -38,8 +38,9 @@ class OwnLoop(Experiment):
         loop: the training function. Its argument is a Trial.
         tests: (network, data_dir) -> the metric on the test data. The function is called once for each reported
             network. If None, the test metric is not measured.
-        rebuilt: whether `model` can make the network in any process. If False, `model` copies the network that the loop
-            made during `looked_at`, and works only in that process.
+        rebuilt: whether the user gave a function for the attribute `model`, which makes the network in any process. If
+            False, `model` copies the network that the loop made when the function `looked_at` ran it. Such a `model`
+            works only in the process that called `looked_at`.
         baseline: the metric of an untrained network, or None. Metrics without a known worst value need it.
         data_dir: the folder that --data-dir gives, or None.
     """

@@ -25,7 +25,7 @@ class OwnTraining:
     The loop runs in a thread. Between two epochs the thread waits for the next call of `epoch`.
 
     Args:
-        experiment: the loop, from the function `looked_at`.
+        experiment: the training loop. It must be an OwnLoop that the function `looked_at` has returned.
         method: the name of a method that makes networks sparse, a key of sparsity.METHODS.
         params: the method's parameters.
         epochs: the number of epochs to train. It may differ from the number in the loop's code.
@@ -76,7 +76,7 @@ class OwnTraining:
         return self.epochs_done >= self.epochs
 
     def epoch(self) -> dict[str, float]:
-        """Let the loop train an epoch, and return its measures by name.
+        """Let the loop train an epoch, and return the measures of the epoch, as a dict from names to values.
 
         Returns:
             The measures that `Training.epoch` also returns: the validation metric as val_NAME and val_NAME_at_target,

@@ -22,8 +22,8 @@ class TrainerSparsity(TrainerCallback):
                     callbacks=[sparse], optimizers=sparse.optimizers).train()
 
     The trial sets the learning rate. This class therefore changes `args.lr_scheduler_type` from "linear", the Trainer's
-    default, to "constant". It does not change other values. A trial that was interrupted continues with the remaining
-    epochs.
+    default, to "constant". If you have set another type of scheduler, this class does not change it. A trial that was
+    interrupted continues with the remaining epochs.
 
     Args:
         trial: the argument of the training loop.
@@ -36,8 +36,8 @@ class TrainerSparsity(TrainerCallback):
         optimizers: the argument `optimizers` of the Trainer.
 
     Raises:
-        LoopError: if `args.eval_strategy` is not "epoch". During the training, if the results of the evaluation do not
-            contain the metric.
+        LoopError: if `args.eval_strategy` is not "epoch"; or later, during the training, if the results of an
+            evaluation do not contain the metric.
     """
 
     def __init__(self, trial: Trial, model: nn.Module, args: TrainingArguments, examples: int, monitor: str) -> None:

@@ -96,8 +96,8 @@ class Trial(ABC):
             The study's number of epochs, without the epochs that a loaded checkpoint already contains.
 
         Raises:
-            LoopError: if `sparsify` was not called before, or if `epochs` is not a whole number >= 1 or changes between
-                two calls of the loop.
+            LoopError: if `sparsify` was not called before, if `epochs` is not a whole number >= 1, or if the search has
+                called the training loop before and `epochs` was another number then.
         """
         if self.sparse is None:
             raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
@@ -111,8 +111,8 @@ class Trial(ABC):
     def epochs(self, epochs: int) -> Iterator[int]:
         """Yield the number of each epoch to train: 0, 1, ...
 
-        If a trial continues from a checkpoint, the first number is that of the first remaining epoch. The iterator ends
-        early if the search stops the trial.
+        If a trial continues from a checkpoint, the first number is the number of the first remaining epoch. The
+        iterator ends early if the search stops the trial.
 
         Args:
             epochs: the number of epochs that the loop's code asks for. If the study has another number of epochs, the
@@ -159,8 +159,8 @@ class Trial(ABC):
 
     @abstractmethod
     def projected(self) -> AbstractContextManager[None]:
-        """Return a context manager. In its block, the network is pruned to its final sparsity. Afterwards, its weights
-        are restored. In the last epoch, the network stays pruned."""
+        """Return a context manager. In its block, the network is pruned to the final sparsity. Afterwards, the
+        network's weights are restored. In the last epoch, the network stays pruned."""
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ class _Reading(nn.Module):
     currents of the layer.
 
     Args:
-        sources: name of the source -> its number of values. The previous layer comes first.
+        sources: a dict from the name of each source to its number of values. The previous layer comes first.
         neurons: the number of neurons in this layer.
         gain: the initial weights are normal, with the standard deviation gain / sqrt(fan-in).
         normalise: whether batch normalisation over examples and steps replaces the bias.
@@ -36,10 +36,10 @@ class _Reading(nn.Module):
         self.register_buffer("zeros", torch.zeros(neurons), persistent=False)
 
     def currents(self, seen: Mapping[str, Tensor]) -> Tensor:
-        """Return the input currents of the layer, (examples * steps, neurons).
+        """Return the input currents of the layer, shape (examples * steps, neurons).
 
         Args:
-            seen: name of the source -> its values, (examples * steps, size).
+            seen: a dict from the name of each source to its values, shape (examples * steps, number of values).
         """
         total = reduce(torch.add, (linear(seen[name]) for name, linear in self.weights.items()))
         return total + self.bias if self.norm is None else self.norm(total)
@@ -60,8 +60,9 @@ class _Reading(nn.Module):
 class SpikingLayer(_Reading):
     """Computes a layer of spiking neurons with its weights.
 
-    A call takes the values of each source (an earlier layer or the network's input) by name, (examples * steps, size),
-    and the number of steps. A call returns traces and spikes, each of the shape (examples, steps, neurons).
+    A call takes two arguments: a dict from the name of each source to its values, and the number of steps. A source is
+    an earlier layer or the network's input. Its values have the shape (examples * steps, number of values). A call
+    returns traces and spikes, each of the shape (examples, steps, neurons).
     """
 
     def __init__(self, sources: Mapping[str, int], neurons: int, network: SpikingNetwork) -> None:
@@ -184,7 +185,8 @@ class SpikingNetwork(nn.Module):
         return self._run(x)[1]
 
     def readers(self) -> list[tuple[SpikingLayer, list[nn.Linear]]]:
-        """Return pairs: a spiking layer, and the matrices of later layers that read the layer's traces."""
+        """Return a pair for each spiking layer: the layer, and the list of all nn.Linear modules whose inputs are the
+        traces of this layer. The modules belong to later layers."""
         matrices = [item for one in (*self._hidden(), self.readout) for item in one.weights.items()]
         return [
             (layer, [one for name, one in matrices if name == f"hidden_{i}" and isinstance(one, nn.Linear)])

@@ -20,11 +20,11 @@ class Activity:
     """Holds the activity of the spiking layers of a network, averaged over examples.
 
     Attributes:
-        rates: name of the spiking layer -> mean number of spikes of a neuron in a step, in [0, 1].
-        spared: the multiply-adds of an example that additions replace, because the inputs of these multiply-adds are
-            spikes, 0 or 1. Only nonzero weights count.
-        caused: the additions of an example. Each spike causes one addition for each nonzero weight that reads its
-            neuron.
+        rates: a dict from the name of each spiking layer to the mean number of spikes of a neuron in a step, in [0, 1].
+        spared: the number of multiply-adds in an example whose inputs are spikes, 0 or 1. Additions replace these
+            multiply-adds. Only nonzero weights count.
+        caused: the number of additions in an example. Each spike of a neuron causes one addition for each nonzero
+            weight that reads this neuron.
     """
 
     rates: Mapping[str, float]
@@ -84,7 +84,8 @@ def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 @contextmanager
 def _counted(layers: Mapping[SpikingLayer, Any]) -> Iterator[dict[SpikingLayer, _Spikes]]:
-    """Count the spikes of these layers in this block. Yield the counts by layer."""
+    """Return a context manager that counts the spikes of these layers in its block. It yields a dict from layers to
+    counts."""
     counted = {layer: _Spikes() for layer in layers}
     with ExitStack() as hooks:
         for layer, spikes in counted.items():

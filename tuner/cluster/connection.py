@@ -38,9 +38,10 @@ class Connection(Protocol):
         """Begin to start Ray, because the study will need it soon. Do nothing if Ray is already starting."""
 
     def share(self, alone: Callable[[], bool]) -> None:
-        """Load the libraries of Ray's workers, and fork this process, so that Ray can fork its workers from the copy.
+        """Load the libraries that Ray's workers need, and fork this process. The forked process keeps the libraries in
+        memory, and Ray's workers are forked from it.
 
-        Only the first call forks. The first call must come before a user's code runs.
+        Only the first call forks this process. The first call must come before a user's code runs.
 
         Args:
             alone: a function that returns whether this process has no other threads. The function may wait until other
@@ -56,7 +57,7 @@ class Connection(Protocol):
         """
 
     def heard(self) -> None:
-        """Confirm that the main thread knows of Ray's death and ends the study."""
+        """Tell this connection that the main thread knows of Ray's death and will end the study."""
 
     def end(self) -> None:
         """Begin to end a private Ray, because the study no longer needs it. Return at once: Ray's processes end while
@@ -90,10 +91,12 @@ def connection(
 
     Args:
         config: the study's settings.
-        ahead: whether to begin to start a private Ray at once. In this case, the caller must call `share` later.
+        ahead: whether to begin to start a private Ray at once. In this case, the caller must call the connection's
+            method `share` later, because Ray's workers wait for this call.
         died: a function that is called if a private Ray has died and the main thread does not react, because it waits
             for Ray. The function is called in another thread. It must report the death and end the process.
-        say: a function that is called with a line for the user if the quick start of a private Ray has failed.
+        say: a function that is called with a line for the user if the quick start of a private Ray (see PrivateRay) has
+            failed.
     """
     if config.address is not None:
         return RunningCluster(config)
@@ -172,7 +175,8 @@ class PrivateRay:
             self._node = self._processes.enter_context(node)
 
     def begin_shared(self) -> None:
-        """Begin to start Ray before `share` is called. Workers wait until `share` has forked this process."""
+        """Begin to start Ray before `share` is called. Ray's workers wait until `share` has made the process from which
+        they are forked."""
         self._forking = self._processes.enter_context(ForkServer())
         self.begin()
 

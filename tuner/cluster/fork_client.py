@@ -1,9 +1,9 @@
 """Start a worker of a private Ray: as a fork of the fork server (tuner.cluster.fork_server), or else as Ray does.
 
-The raylet (Ray's process that starts workers) runs this file as a script, in place of Ray's own setup_worker.py. This
-file gets the arguments of setup_worker.py: the path of the script that the worker runs, the options of that script, and
-the options of setup_worker.py. To start quickly, this file imports only the modules that a request to the fork server
-needs.
+The raylet (Ray's process that starts workers) runs this file as a script, in place of Ray's own setup_worker.py. The
+raylet passes the same arguments as to setup_worker.py. They are the path of the script that the worker runs, the
+options for this script, and the options for setup_worker.py itself. To start quickly, this file imports only the
+modules that a request to the fork server needs.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ _NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 
 
 class ForkServer:
-    """A fork server. It runs from the call of `fork` until the `with` block or this process ends. Requests that arrive
-    before `fork` wait.
+    """A fork server. It runs from the call of `fork` until the `with` block or this process ends. If requests for
+    workers arrive before the call of `fork`, they wait for this call.
 
     Attributes:
         variables: the environment variables that tell tuner/cluster/fork_client.py how to reach the server. They are
@@ -127,9 +127,9 @@ def _load() -> None:
 
 
 def _as_in_a_worker() -> AbstractContextManager[None]:
-    """Within this block, set two environment variables that Ray reads if it is imported in a worker. RAY_JOB_ID gets
-    the value for "no job yet". RAY_RAYLET_PID must be the id of a process that ends together with the raylet. This
-    process does so."""
+    """Return a context manager. In its block, two environment variables are set that Ray reads if it is imported in a
+    worker. RAY_JOB_ID gets the value for "no job yet". RAY_RAYLET_PID must be the id of a process that ends together
+    with the raylet. This process ends together with the raylet."""
     return variables({**_NO_JOB, "RAY_RAYLET_PID": str(os.getpid())})
 
 
@@ -219,14 +219,14 @@ class Server:
         self._listener, self._variables = listener, dict[str, str]()
 
     def answer(self, client: socket.socket) -> None:
-        """Fork the requested worker. Refuse a worker whose Ray variables differ from those of the first worker. Also
-        refuse if the client has closed the connection.
+        """Fork the requested worker. Refuse the request in two cases: if an environment variable of Ray (RAY_...) has
+        another value than in the first request, or if the client has closed the connection.
 
         Args:
             client: the connection to a process that runs tuner/cluster/fork_client.py.
 
         Raises:
-            One of _MISUNDERSTOOD: if the request cannot be read.
+            OSError, ValueError, TypeError, LookupError: if the request cannot be read.
         """
         first, streams, _, _ = socket.recv_fds(client, 1, 3)
         try:

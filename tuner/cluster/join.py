@@ -1,9 +1,9 @@
 """Connect this process to Ray: to a private Ray on this machine, to a running cluster, or through Ray Client.
 
 The nodes always run the version of the package `tune_sparsity` that this process has imported. Ray sends the package to
-them from the folder of its import (a wheel or an editable checkout), as a runtime environment. A user's experiment is
-sent with the trials (tuner.worker.shipping). The data are sent through Ray's object store, once to each node
-(tuner.cluster.node_data).
+the nodes, as a part of a Ray runtime environment. Ray takes the package from the folder from which this process has
+imported it. The package may be an installed wheel or an editable checkout. A user's experiment is sent with the trials
+(tuner.worker.shipping). The data are sent through Ray's object store, once to each node (tuner.cluster.node_data).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _CLIENT = "ray://"
 
 @contextlib.contextmanager
 def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[None]:
-    """Connect this process to the cluster at the study's address, or to a private Ray. End the connection after the
-    block.
+    """Return a context manager. In its block, this process is connected to the cluster at the study's address, or to a
+    private Ray.
 
     Args:
         config: the study's settings.
         node: the private Ray. If None, a new one is started for this connection.
 
     Raises:
-        UsageError: if no cluster answers at the address, or if it refuses this process.
+        UsageError: if no cluster answers at the address, or if the cluster refuses this process.
         RuntimeError: if a private Ray does not start.
     """
     settle_environment(own=config.address is None)
@@ -107,7 +107,8 @@ def refusal(message: str, said: str) -> str:
 
 def runtime_environment() -> dict[str, Any]:
     """Return a Ray runtime environment that sends the package `tune_sparsity` to every node. Return an empty dict if
-    this process runs in a Ray job that sends Python modules itself, because Ray does not allow additions to them."""
+    this process runs in a Ray job that sends Python modules itself: Ray does not allow a process of the job to add
+    modules."""
     job = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
     if "py_modules" in job:
         return {}
@@ -116,8 +117,8 @@ def runtime_environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _standard_error_aside() -> Iterator[IO[str]]:
-    """Redirect standard error to a file within this block, and yield the file. Ray's libraries would otherwise print
-    twenty lines if a cluster refuses this process."""
+    """Return a context manager. It yields a file, to which standard error is redirected in the block. Ray's libraries
+    would otherwise print twenty lines if a cluster refuses this process."""
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)

@@ -26,7 +26,7 @@ from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.trainable import LoadedThere, shared_arrays
 
 Arrays = Mapping[str, Any]
-"""The data, from `tuner.worker.trainable.shared_arrays`: name -> a nested container of NumPy arrays."""
+"""The data, from `tuner.worker.trainable.shared_arrays`: a dict from names to nested containers of NumPy arrays."""
 LARGE = 1 << 30
 """The largest number of bytes of training and validation data that the driver sends. The environment variable
 TUNE_SPARSITY_LARGE_DATA overrides this number."""
@@ -37,8 +37,8 @@ class NodeArrays:
     """Holds references to the arrays in Ray's object store.
 
     Attributes:
-        references: the id of each node -> the reference to the arrays that this node has loaded. The key "" stands for
-            arrays that the driver has loaded.
+        references: a dict from the id of each node to the reference to the arrays that this node has loaded. The key ""
+            stands for arrays that the driver has loaded.
     """
 
     references: dict[str, Any]
@@ -59,12 +59,13 @@ def for_workers(
     Args:
         config: the study's settings.
         experiment: the experiment.
-        data: the loaded data.
+        data: the data, from `experiment.load`. Either all examples are in memory, or torch data sets load them one by
+            one.
         checksum: a function that returns the checksum of the data. It may take seconds.
 
     Returns:
-        The arrays, or references to them. LoadedThere if the data set does not fit into memory, so that each trial
-        loads it. An empty dict if the experiment is a user's own loop, which loads its data.
+        The arrays, or references to them. If torch data sets load the examples, a LoadedThere, with which each trial
+        loads the data itself. An empty dict if the experiment is a user's own loop, which loads its data.
 
     Raises:
         UsageError: if the data are large and a node does not have the same data.

@@ -30,8 +30,8 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
 
     Returns:
         A dict with three keys.
-        versions: the name of each package -> its version, or "" if the package is not installed. Two more keys are
-            "python", and "tune-sparsity" with a digest of the code.
+        versions: a dict from the name of each package to its version, or to "" if the package is not installed. Two
+            more keys are "python", and "tune-sparsity" with a digest of the code.
         gpus: a dict for each GPU with its "name", and its "total" and "free" memory in MiB.
         storage: the problem with the storage, as the end of a sentence about this node, such as "cannot write there".
             "" if there is no problem.

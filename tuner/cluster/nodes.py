@@ -104,8 +104,8 @@ def _read_back(answer: Answer, place: Place | None) -> Answer:
 
 @contextlib.contextmanager
 def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | None]:
-    """Create a temporary place in the storage with a file "driver" that contains the token. Remove the place after the
-    block."""
+    """Return a context manager. It yields a temporary place in the storage, with a file "driver" that contains the
+    token. After the block, the place is removed. If `storage` is None, it yields None."""
     if storage is None:
         yield None
         return

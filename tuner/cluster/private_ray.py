@@ -42,9 +42,9 @@ def settle_environment(*, own: bool = False) -> None:
     values, except the variable that makes a private Ray listen on loopback only.
 
     Args:
-        own: whether to set the variables of a private Ray. In this case, call this function before Ray is imported. By
-            default, a private Ray then requires a token that only its own processes have. If False, the variables for
-            joining a running cluster are set.
+        own: whether to set the variables of a private Ray. If False, the variables for joining a running cluster are
+            set. If True, call this function before Ray is imported. The private Ray then requires a token that only its
+            own processes have, except if the user has set RAY_AUTH_MODE to another mode.
     """
     for name, value in (_ENVIRONMENT | (_OWN if own else _JOINING)).items():
         os.environ.setdefault(name, value)
@@ -68,7 +68,7 @@ class NodeProcess:
         variables: more environment variables for Ray's processes.
         plain: the reason, in one line, to start Ray through its public API. If "", the quick start (see
             tuner.cluster.private_ray_main) is tried first.
-        ahead: whether workers load the libraries of trials before there is a trial.
+        ahead: whether workers load the libraries that trials need before there is a trial.
         say: a function that is called with each line for the user, in the thread that calls `address`.
 
     Attributes:

@@ -59,7 +59,8 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
         wanted: JSON with two entries: `sizes`, the arguments of `cpus_in_use`; and `ahead`, whether workers load
             libraries before there is a trial.
         plain: the reason, in one line, to start Ray through its public API, or "" for the quick start.
-        tried: the reason, in one line, why the first start through the public API failed, or "" at the first attempt.
+        tried: the reason, in one line, why Ray did not start through its public API at a first attempt; "" if there was
+            no such attempt.
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:
@@ -167,8 +168,8 @@ def start_plainly(cpus: int) -> Started:
 
 @contextlib.contextmanager
 def _standard_output_aside() -> Iterator[None]:
-    """Redirect standard output to standard error within this block, so that Ray's libraries cannot disturb the messages
-    to the driver."""
+    """Return a context manager. In its block, standard output is redirected to standard error, so that Ray's libraries
+    cannot disturb the messages to the driver."""
     before = os.dup(1)
     os.dup2(2, 1)
     try:
@@ -185,14 +186,14 @@ def _allow_files() -> None:
 
 
 def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
-    """Set Ray's environment variables for the start of workers within this block.
+    """Return a context manager. In its block, Ray's environment variables for the start of workers are set.
 
     By default, Ray starts workers when the driver connects. The driver would then wait for them, while it has to load
     libraries itself.
 
     Args:
-        ahead: whether the workers start together with the raylet, load the libraries of trials, and wait for a trial.
-            Otherwise no worker starts before a trial needs it.
+        ahead: whether the workers start together with the raylet, load the libraries that trials need, and wait for a
+            trial. Otherwise no worker starts before a trial needs it.
     """
     # A worker may register late, when the driver has loaded all libraries. The raylet must wait for both.
     settings = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"}

@@ -3,7 +3,7 @@ the name.
 
 Each function imports only the part of Ray that the function needs. A process that starts a private Ray does not need
 Ray Tune, and the fork server must import Ray in a special way. If Ray does not have a private name, the function raises
-one of `MISSING`. `patched` then leaves the patch out, and `why_not` names the missing part.
+one of the errors in `MISSING`. `patched` then leaves the patch out, and `why_not` names the missing part.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ PRIVATE = (
 
 @contextmanager
 def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Apply these patches inside the block. Leave out each patch that needs a name that Ray does not have."""
+    """Return a context manager that applies these patches in its block. A patch is left out if it needs a name that Ray
+    does not have."""
     with ExitStack() as stack:
         for patch in patches:
             with suppress(*MISSING):
@@ -170,18 +171,19 @@ def why_not(patch: Callable[[], AbstractContextManager[object]]) -> str:
 
 
 def without_mlflow() -> AbstractContextManager[None]:
-    """Prevent Ray Tune from importing MLflow in this process."""
+    """Return a context manager. In its block, Ray Tune does not import MLflow in this process."""
     from ray.air._internal import usage
 
     return replaced(usage, "tag_callbacks", lambda callbacks: False)
 
 
 def lost_while_waiting() -> AbstractContextManager[None]:
-    """Give a trial a new process if its process is lost before the trial begins.
+    """Return a context manager. In its block, a trial gets a new process if the trial's process is lost before the
+    trial begins.
 
     Ray Tune already does this for a running trial. A trial that has not begun may lose its process because the previous
     trial in the same process crashed, or because the node was lost. Without this patch, Tune would count this loss
-    twice and the waiting trial as failed.
+    twice, and would give the waiting trial the state of a failed trial.
     """
     from ray.tune.execution.tune_controller import TuneController
 
@@ -214,9 +216,9 @@ def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> 
 
 
 def in_waiting_processes() -> AbstractContextManager[None]:
-    """Run trials in the worker processes that wait with loaded libraries. Without this patch, Tune gives its actors a
-    runtime environment, and Ray starts new processes for this environment. A private Ray does not need the environment,
-    because all its processes have the same environment variables."""
+    """Return a context manager. In its block, trials run in the worker processes that wait with loaded libraries.
+    Without this patch, Tune gives its actors a runtime environment, and Ray starts new processes for this environment.
+    A private Ray does not need the environment, because all its processes have the same environment variables."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 
@@ -226,15 +228,15 @@ def in_waiting_processes() -> AbstractContextManager[None]:
 
 @contextmanager
 def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
-    """Yield a form of Ray Tune's Tuner whose controller runs in this process. Under Ray Client, the controller of Tuner
-    would run on the cluster, where our threads, files and MLflow are missing.
+    """Return a context manager. It yields a form of Ray Tune's Tuner whose controller runs in this process. Under Ray
+    Client, the controller of Tuner would run on the cluster, where our threads, files and MLflow are missing.
 
     Args:
         scratch: a temporary folder. Under Ray Client, it replaces the folder of a Ray node, because this machine is not
             a node.
 
     Raises:
-        One of MISSING: if Ray does not have the private names for this.
+        ImportError, AttributeError: if Ray does not have the private names for this.
     """
     import ray
     from ray import tune
@@ -253,8 +255,8 @@ def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
 
 
 def on_loopback() -> AbstractContextManager[None]:
-    """Make Ray use 127.0.0.1 as the address of this process inside the block. Without this patch, Ray would use the
-    machine's address if Ray was imported before the study set Ray's environment variables."""
+    """Return a context manager. In its block, Ray uses 127.0.0.1 as the address of this process. Without this patch,
+    Ray would use the machine's address if Ray was imported before the study set Ray's environment variables."""
     from ray._private import ray_constants
 
     return replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
@@ -269,14 +271,14 @@ def settle_ray() -> None:
 
 
 def without_dashboard() -> AbstractContextManager[None]:
-    """Prevent Ray from starting the process of its dashboard."""
+    """Return a context manager. In its block, Ray does not start the process of its dashboard."""
     from ray._private import node
 
     return replaced(node.Node, "start_api_server", lambda self, **options: None)
 
 
 def without_agents() -> AbstractContextManager[None]:
-    """Make Ray start the raylet without its two agents."""
+    """Return a context manager. In its block, Ray starts the raylet without the raylet's two agents."""
     from ray._private import services
 
     launch = services.start_ray_process
@@ -305,7 +307,7 @@ def _without_agents(command: list[str]) -> list[str]:
 
 
 def start_node(cpus: int, **options: Any) -> RayNode:
-    """Start Ray's processes on this machine, without connecting this process to Ray, as `ray.init` would do.
+    """Start Ray's processes on this machine. `ray.init` would also connect this process to Ray. This function does not.
 
     Args:
         cpus: the number of CPUs that Ray may use.
@@ -332,8 +334,8 @@ def count_gpus() -> int:
 
 @contextmanager
 def loading_a_worker() -> Iterator[None]:
-    """Import Ray's script for workers. Inside the block, the caller must import the code of trials. A fork of this
-    process can then become a worker."""
+    """Return a context manager that imports Ray's script for workers. In its block, the caller must import the code of
+    trials. A fork of this process can then become a worker."""
     import ray
 
     with replaced(ray.actor, "ActorClassID", ActorClassID):

@@ -15,8 +15,8 @@ def check(arguments: list[str]) -> int:
         0 if no check fails, even if there are warnings. 1 if at least one check fails.
 
     Raises:
-        UsageError: if the file does not exist, if its import fails, if the file does not define the name, or if the
-        data cannot be loaded.
+        UsageError: if the experiment's file does not exist or cannot be imported, if the file defines no experiment of
+            the given name, or if the experiment's data cannot be loaded.
     """
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.errors import UsageError

@@ -111,7 +111,8 @@ def storage_here(storage: StudyStorage) -> Finding:
 
 
 def tracking(uri: str) -> Finding:
-    """Check whether MLflow's store answers, and whether a server has the same major version as this machine."""
+    """Check whether MLflow's store answers. If the store is an MLflow server, also check whether the server and this
+    machine have the same major version of MLflow."""
     shown = redact(uri)
     try:
         check_tracking_uri(uri)

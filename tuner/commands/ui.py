@@ -90,7 +90,8 @@ def free_port(wanted: str | None) -> int:
 
 @contextmanager
 def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start MLflow's server, and wait until it answers. After the block, end the server with all its workers.
+    """Return a context manager. Before its block, it starts MLflow's server and waits until the server answers. After
+    the block, it ends the server and all workers of the server.
 
     Raises:
         UsageError: if the server ends or does not answer in time. If the server has ended, the message contains the

@@ -60,8 +60,9 @@ def sound_data(
 
 
 def experiment_of(config: StudyConfig) -> Experiment:
-    """Return the experiment of a configuration, with the pattern of --pattern. If the experiment is a user's own
-    training loop, run the loop up to its first step, because only the loop can make its network.
+    """Return the experiment of a configuration. If --pattern is given, the experiment has this pattern of zeros in its
+    weights. If the experiment is a user's own training loop, run the loop up to its first step, because only the loop
+    can make the network.
 
     Raises:
         UsageError: if there is no such experiment, if a part of it is missing or has a wrong type, if the pattern needs

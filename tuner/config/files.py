@@ -34,7 +34,7 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
     on the command line overrides the same option in the file.
 
     Args:
-        options: the values of the given options by name. The value of "config" is the file.
+        options: a dict from the names of the given options to their values. The value of "config" is the file.
 
     Raises:
         UsageError: if an option is wrong. If the mistake is in the file, the message names the line.
@@ -77,11 +77,11 @@ def check_withheld(config: StudyConfig) -> None:
 
 
 def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
-    """Return the goal with the metric and the baseline (see Goal) that study.yaml names. Without such an entry, the
-    metric is accuracy, and the baseline is 0.
+    """Return a copy of the goal, with the metric and the baseline (see Goal) that study.yaml contains. If study.yaml
+    contains no metric, the metric is accuracy, and the baseline is 0.
 
     Args:
-        goal: a goal with any metric.
+        goal: the goal. Its metric and its baseline are replaced.
         about: the result of `read_about`.
     """
     metric = {**asdict(ACCURACY), "baseline": 0.0, **about.get(_METRIC, {})}
@@ -143,8 +143,9 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
         epochs: the epochs of a complete trial.
         checksum: the checksum of the data.
         device: the device on which trials train, "cpu" or "cuda".
-        goal: the study's goal. The file contains its metric if that is not accuracy. For a goal of --max-latency, the
-            file also contains the number of multiply-adds that limits trials. If None, the file contains neither.
+        goal: the study's goal. If the goal's metric is not accuracy, the file contains the metric. For a goal of
+            --max-latency, the file contains the number of multiply-adds that limits trials. If `goal` is None, the file
+            contains neither the metric nor this number.
     """
     options, withheld = config.model_dump(mode="json"), {}
     if redact(options["tracking_uri"]) != options["tracking_uri"]:

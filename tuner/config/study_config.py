@@ -323,8 +323,8 @@ class StudyConfig(BaseModel):
 
     def resolved(self) -> StudyConfig:
         """Return the configuration with the missing values filled in: the study's name, the tracking URI, the address
-        "auto" if this process is a Ray job, and the batch of a latency. All paths become absolute, because workers and
-        a later `resume` may run in other folders."""
+        "auto" if this process is a Ray job, and the batch size for measuring the latency if the goal is --max-latency.
+        All paths become absolute, because workers and a later `resume` may run in other folders."""
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
@@ -358,7 +358,7 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
     """Return the checked configuration.
 
     Args:
-        options: the values of StudyConfig's fields by name.
+        options: a dict from the names of StudyConfig's fields to their values.
 
     Raises:
         UsageError: if a value is wrong. The message is about the first wrong value.

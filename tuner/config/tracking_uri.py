@@ -55,8 +55,9 @@ def is_server(uri: str) -> bool:
 
 
 def with_driver(uri: str) -> str:
-    """Add the name of the installed driver to the URI of a PostgreSQL database, as in postgresql+psycopg2://. Without
-    this name, different versions of SQLAlchemy choose different drivers. Return any other URI unchanged."""
+    """Add the name of the installed database driver to the URI of a PostgreSQL database, as in postgresql+psycopg2://.
+    A database driver is a Python package, psycopg2 or psycopg. Without its name, different versions of SQLAlchemy
+    choose different packages. Return any other URI unchanged."""
     scheme, _, rest = uri.partition("://")
     if scheme.lower() != "postgresql":
         return uri
@@ -64,8 +65,8 @@ def with_driver(uri: str) -> str:
 
 
 def check_driver(uri: str) -> None:
-    """Raise ValueError, with a message in one line, if the URI names a PostgreSQL database and no driver for it is
-    installed."""
+    """Raise ValueError, with a message in one line, if the URI names a PostgreSQL database and no database driver for
+    PostgreSQL is installed."""
     if with_driver(uri).lower().startswith("postgresql://"):
         raise ValueError("postgresql://... needs the package psycopg2: pip install 'tune-sparsity[postgresql]'")
 

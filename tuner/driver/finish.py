@@ -159,7 +159,7 @@ def _outcome(
     """Return the outcome of the study.
 
     Args:
-        networks: a trial's number -> its network, for the networks that were measured on the test data.
+        networks: the networks that were measured on the test data, as a dict from the trials' numbers to the measures.
     """
     config, metric = prepared.config, metric_of(prepared.experiment.metric)
     outcome = StudyOutcome(
@@ -197,8 +197,9 @@ def _judged(
     """Return the outcome of the study, with groups (--group) and an ensemble (--ensemble) if the user wants them.
 
     Returns:
-        Three values: the outcome; the folder of each network that was trained again for a group -> its trial; and a
-        line for each result that is missing.
+        Three values. The first value is the outcome. The second value is a dict of the networks that --group reflect
+        has trained again, from each network's folder to the network's trial. The third value is a list with a line for
+        each result that is missing.
     """
     outcome = _outcome(prepared, records, written.networks, retrained.methods, latencies)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)

@@ -18,7 +18,7 @@ from tune_sparsity.tuner.tracking.model import model_note
 from tune_sparsity.tuner.tracking.pyfunc_model import Gated
 
 Networks = dict[str, tuple[TrialRecord, Path]]
-"""The name of each trial whose network was written -> the trial and the network's file."""
+"""A dict of the trials whose networks were written, from each trial's name to the trial and the network's file."""
 
 
 def with_groups(
@@ -29,11 +29,12 @@ def with_groups(
     Args:
         prepared: the prepared study.
         outcome: the outcome of the study so far.
-        folders: the folder of each written network -> its trial.
+        folders: a dict from the folder of each written network to the network's trial.
 
     Returns:
-        Three values: the outcome; the folder of each network that was trained again for a group -> its trial; and a
-        line for each result that is missing.
+        Three values. The first value is the outcome. The second value is a dict of the networks that --group reflect
+        has trained again, from each network's folder to the network's trial. The third value is a list with a line for
+        each result that is missing.
     """
     config, best = prepared.config, outcome.best
     if config.group is None or best is None or not folders:
@@ -75,8 +76,9 @@ def _reflected(
         networks: the written networks.
 
     Returns:
-        Two values: the entry with the group of the new network; and the folder of the new network -> its trial. The
-        second value is empty if this group is not better than the other groups.
+        Two values. The first value is the entry, with the group of the new network if this group is better than the
+        other groups. The second value is a dict from the folder of the new network to the network's trial. It is empty
+        if the group of the new network is not better than the other groups.
     """
     from tune_sparsity.tuner.results.networks import measuring_device, write_best
     from tune_sparsity.tuner.results.reflection import StudyRecipe, with_reflection
@@ -94,12 +96,13 @@ def _reflected(
 
 
 def group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Return the description from which MLflow's model of the group is made. Return None if there is no group.
+    """Return the description of an MLflow model that computes like the recommended group (see `main_group`). Return
+    None if there is no group.
 
     Args:
         prepared: the prepared study.
         outcome: the outcome of the study.
-        networks: the name of each trial -> the folder of its network.
+        networks: a dict from the name of each trial to the folder of the trial's network.
     """
     group = main_group(outcome.group)
     if group is None:

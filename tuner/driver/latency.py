@@ -44,7 +44,8 @@ class LatencyCurve:
     The curve is a least-squares fit to measured points. It never falls, and is linear between the points.
 
     Args:
-        measured: multiply-adds -> milliseconds, for the dense network and for smaller networks.
+        measured: a dict from multiply-adds to milliseconds, with an entry for the dense network and for each smaller
+            network.
     """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
@@ -55,16 +56,17 @@ class LatencyCurve:
         return -self._fit(macs)
 
     def most_macs(self, limit: float) -> int | None:
-        """Return the largest number of multiply-adds whose expected time is 5 % below a limit of milliseconds. Because
-        of this margin of 5 %, most networks of the search meet the limit. The margin is smaller if the smallest network
-        needs more than 95 % of the limit.
+        """Return the largest number of multiply-adds whose expected time is at most 95 % of a limit of milliseconds.
+        Because of this margin of 5 %, most networks of the search meet the limit. The margin is smaller if the expected
+        time of the smallest network is more than 95 % of the limit.
 
         Args:
             limit: the limit in milliseconds.
 
         Returns:
-            The multiply-adds of the dense network if it meets the limit. None if the smallest network does not meet the
-            limit.
+            The number of multiply-adds. If the expected time of the dense network is at most the limit, even without a
+            margin, the multiply-adds of the dense network. None if the expected time of the smallest network is above
+            the limit.
         """
         if self(self.dense) <= limit:
             return self.dense
@@ -75,8 +77,8 @@ class LatencyCurve:
 
 
 def goal_within(config: StudyConfig, pattern: Pattern, layers: Sequence[Layer], most: int | None) -> Goal:
-    """Return the goal of --max-macs or --max-latency. Until `prepare` has found which neurons of the network can be
-    removed, the goal has the target 0.
+    """Return the goal of --max-macs or --max-latency. Until `tuner.driver.prepare` has found which neurons of the
+    network can be removed, the target sparsity of the goal is 0.
 
     Args:
         config: the study's configuration.
@@ -151,7 +153,8 @@ def expected_macs(
 def measured_curve(
     experiment: Experiment, data: Data, model: nn.Module, layers: Sequence[Layer], batch: int
 ) -> LatencyCurve:
-    """Measure the forward passes of an untrained network, and of smaller networks without its least important neurons.
+    """Measure the forward passes of an untrained network, and of smaller copies of this network. The copies lack the
+    least important neurons.
 
     Args:
         experiment, data, model, layers: as for `expected_macs`.
@@ -185,7 +188,7 @@ class Decision(NamedTuple):
     Attributes:
         goal: the study's goal. `max_macs` is now the number of multiply-adds of the best network that meets the limit
             of milliseconds.
-        latencies: the name of each measured trial -> the latency of its network.
+        latencies: a dict from the name of each measured trial to the latency of the trial's network.
         problems: a line for each network that could not be measured.
     """
 
@@ -241,8 +244,9 @@ def choose(
         latency: a function that returns the latency of a trial's network, or None if it cannot be measured.
 
     Returns:
-        Two values: the goal, whose `max_macs` is now the number of multiply-adds of the chosen network; and the name of
-        each measured trial -> its latency. If no network meets the limit, `max_macs` excludes all of them.
+        Two values. The first value is the goal, whose `max_macs` is now the number of multiply-adds of the chosen
+        network. If no network meets the limit, `max_macs` excludes all networks. The second value is a dict from the
+        name of each measured trial to the latency of the trial's network.
     """
     measured = {}
     for record in goal.candidates(records):
@@ -272,8 +276,8 @@ def exported_latency(file: Path, experiment: Experiment, data: Data, batch: int)
 
 
 def _earlier(folder: Path) -> dict[str, Timing]:
-    """Return the latencies in the result.json of a resumed study: trial name -> latency. Return an empty dict if there
-    is no such file."""
+    """Return the latencies in the result.json of a resumed study, as a dict from trial names to latencies. Return an
+    empty dict if there is no such file."""
     try:
         return latencies_in(json.loads((folder / RESULT_JSON).read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -56,11 +56,11 @@ class LogEpochs(Listener):
 
 class KeepNetworks(Listener):
     """Removes the networks of ended trials, because they would fill the disk. Does not remove the networks that the
-    study would report if it ended now.
+    study's results would contain if the study ended now.
 
     Args:
-        folder: the folder to which workers write their networks. A network that arrives in a report is also written
-            there.
+        folder: the folder of the networks. Workers write their networks into this folder. If a worker instead sends its
+            network to this process, this class writes the network into the folder.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -68,7 +68,8 @@ def slots(config: StudyConfig, gpus: float) -> int:
 
 
 def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetup:
-    """Return the setup, extended for trials with several workers if --workers-per-trial is larger than 1."""
+    """Return the settings of trials. If --workers-per-trial is larger than 1, the returned settings also describe the
+    worker processes (ranks) that train a trial together."""
     workers = config.workers_per_trial
     if workers == 1:
         return setup
@@ -119,7 +120,8 @@ class _Callback(_NotPickled, tune.Callback):
     """Passes the events of Ray's trials on to the study.
 
     Attributes:
-        states: Ray's own state of every trial, by the trial's name; empty until Ray has ended all trials.
+        states: a dict from the name of every trial to Ray's own state of the trial. It is empty until Ray has ended all
+            trials.
     """
 
     def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
@@ -245,7 +247,8 @@ def run_trials(
         stop: decides when the study has to end early.
 
     Returns:
-        The name of each trial -> its state in Ray, TERMINATED or ERROR. Empty if the disk was full.
+        A dict from the name of each trial to the trial's state in Ray, TERMINATED or ERROR. The dict is empty if the
+        disk was full.
     """
     config = study.config
     names: dict[str, int] = {}

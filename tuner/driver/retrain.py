@@ -23,8 +23,8 @@ def train_best_again(
 ) -> Retraining:
     """Train the best trial of each method again with other seeds, and measure the networks on the test data.
 
-    A training may fail, for example because of NaN, an exception in the user's code or a lost worker. The result
-    contains the number of failed trainings and the reasons.
+    A training may fail, for example because of NaN, an exception in the user's code or a lost worker. The returned
+    Retraining contains the number of failed trainings and the reasons.
 
     Args:
         prepared: the prepared study.
@@ -32,7 +32,8 @@ def train_best_again(
         setup: the settings that all trials share.
         arrays: the training and validation data, as tuner.cluster.node_data.for_workers returns them.
         gpus: the GPUs of each worker.
-        concurrency: the number of trials that the search ran at the same time. As many trainings run at the same time.
+        concurrency: the number of trials that the search ran at the same time. This function runs the same number of
+            trainings at the same time.
     """
     from tune_sparsity.tuner.results.networks import measuring_device, test_value
 

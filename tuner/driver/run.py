@@ -109,8 +109,8 @@ def run_study(
 
 @contextmanager
 def _tracked(prepared: Prepared, writer: Popen[str] | None) -> Iterator[Tracker]:
-    """Yield a tracker that logs the study to MLflow, and close it after the block. If the block fails, the tracker gets
-    AT_ONCE seconds to finish."""
+    """Return a context manager. It yields a tracker that logs the study to MLflow. After the block, the tracker is
+    closed. If the block fails, the tracker gets AT_ONCE seconds to finish."""
     tracker = _start_tracker(prepared, writer)
     try:
         yield tracker
@@ -247,7 +247,8 @@ def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tup
 
 
 def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int) -> dict[str, str]:
-    """Run the remaining trials of the study. Return the name of each of them -> its state in Ray.
+    """Run the remaining trials of the study. Return a dict from the name of each of these trials to the trial's state
+    in Ray.
 
     Raises:
         DiskFull: if the study's folder cannot be written to.
@@ -306,7 +307,8 @@ def _search(
 
 @contextmanager
 def _disk_errors_told() -> Iterator[None]:
-    """Replace an error that a full or failing disk causes within this block by DiskFull, with a message in one line."""
+    """Return a context manager. If a full or failing disk causes an error in its block, it raises DiskFull instead,
+    with a message in one line."""
     from tune_sparsity.tuner.errors import disk_error, one_line
 
     try:

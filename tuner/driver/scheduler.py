@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stops a trial if the study's successive halving decides to stop it. Starts trials in the order of their creation.
+    """Stops a trial if the study's successive halving decides to stop it. Lets Ray choose which pending trial starts
+    next.
 
     Ray saves no state of this scheduler, because all decisions depend only on the records of the study's trials.
 
     Args:
-        study: the study that the trials belong to.
-        names: Ray's id of each trial -> the trial's number. The searcher adds each new trial.
+        study: the study of the trials.
+        names: a dict from Ray's id of each trial to the trial's number. The searcher adds each new trial.
     """
 
     def __init__(self, study: StudyRun, names: Mapping[str, int]) -> None:
@@ -43,8 +44,9 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Return None, so that Ray starts any pending trial. FIFOScheduler would look through all trials of the study
-        each time, which takes most of the driver's time after thousands of trials."""
+        """Return None, so that Ray itself chooses among the pending trials. The method of the base class would look
+        through all trials of the study at each call. After thousands of trials, this would take most of the driver's
+        time."""
         return None
 
     def debug_string(self) -> str:

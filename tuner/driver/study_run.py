@@ -93,7 +93,8 @@ class StudyRun:
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
-        """Notify the listeners before the block that the study begins, and after the block that it has ended."""
+        """Return a context manager. Before its block, it notifies the listeners that the study begins. After the block,
+        it notifies them that the study has ended."""
         with ExitStack() as stack:
             for listener in self._listeners:
                 listener.study_begun(self)
@@ -121,9 +122,9 @@ class StudyRun:
 
     @property
     def why_ended(self) -> str:
-        """Return a sentence that says why the search has ended, or "" if more trials may begin. An end is final: after
-        the first reason, a running trial that brings a gain does not continue the search, because Ray no longer asks
-        for trials."""
+        """Return a sentence that says why the search has ended, or "" if more trials may begin. The search never
+        continues after it has ended, because Ray no longer asks for trials. This is also true if a trial that still
+        runs brings a gain after --patience has ended the search."""
         self._why_ended = self._why_ended or self._reason_to_end()
         return self._why_ended
 
@@ -193,8 +194,8 @@ class StudyRun:
         return self._halving.goes_on(number, record.method, epoch.number, reached)
 
     def passed(self, number: int, epoch: Epoch, final_sparsity: float) -> None:
-        """Record an epoch after which a restarted trial had been allowed to continue. Early stopping does not decide
-        about this epoch again."""
+        """Record an epoch of a trial that was restarted. Before the restart, early stopping had already allowed the
+        trial to continue after this epoch. Early stopping does not decide about the epoch again."""
         record = self.records[number]
         if epoch.number in self._halving.rungs and epoch.number not in record.rungs:
             reached = record.reach_rung(epoch, final_sparsity)

@@ -1,5 +1,5 @@
-"""Give one line of advice after a study: which number of bits per weight is best, or whether two networks save
-multiply-adds."""
+"""Give one line of advice after a study: which number of bits per weight is best, or whether a group of two networks
+saves multiply-adds compared with the best network alone."""
 
 from __future__ import annotations
 

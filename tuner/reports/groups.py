@@ -47,7 +47,7 @@ def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, An
         data: the study's data, for pictures of the examples. If None, the table has no pictures.
 
     Returns:
-        The rows as "passed" and their headings as "passed_header".
+        A dict with two keys: "passed" for the rows of the table, and "passed_header" for the headings of the columns.
     """
     pairs = (main_group(document) or {}).get("passed_pairs", ())
     rows = [

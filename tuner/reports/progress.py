@@ -91,13 +91,14 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
 
 
 def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet") -> str:
-    """Return the end of a sentence which says that no trial is sparser than a certain sparsity, although the goal asks
-    for such trials. Return "" if trials cover the whole range of the goal.
+    """Return the end of a sentence, such as ", nothing above 0.95 yet". It says that no feasible trial has a sparsity
+    above 0.95, although the goal asks for such trials. Return "" if a trial has reached the highest sparsity of the
+    goal, or if no trial is feasible.
 
     Args:
         goal: the study's target sparsities and limits, as a `Goal`.
         records: the study's trials.
-        word: the last word, " yet" while the study runs.
+        word: the last word of the returned text: " yet" while the study runs, "" after the study has ended.
     """
     above = goal.missing_above(records)
     return "" if above is None else f", nothing above {above:.4g}{word}"

@@ -17,7 +17,8 @@ Rows = list[tuple[str, str, str, str, str]]
 
 
 def savings(study: EndedStudy, given: tuple[Experiment, Data] | None = None) -> tuple[Rows, str]:
-    """Measure the study's best network, with and without the use of its zeros.
+    """Measure the study's best network twice: as a dense network, and in a form that stores or computes less because of
+    the zeros.
 
     If the network cannot be read or run, the other parts of the report are still written.
 

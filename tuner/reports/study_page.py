@@ -1,4 +1,5 @@
-"""Make the page of `tune-sparsity report`: the request of a study, its results, their cost, and how to use them."""
+"""Make the page of `tune-sparsity report`: the goal and the settings of a study, its results, the cost of the search,
+and how to use its networks."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ def targets_lines(outcome: StudyOutcome) -> list[str]:
 
 
 def front_line(outcome: StudyOutcome) -> str:
-    """Return a line about the hypervolume of a front, which is also given as a mean metric. Return "" for other
-    goals."""
+    """Return a line about the front of a study: its hypervolume, and the mean metric over the goal's range of
+    sparsities, which follows from the hypervolume. Return "" if the study's goal is not --front."""
     goal, objective = outcome.goal, outcome.goal.objective
     if goal.kind is not GoalKind.FRONT:
         return ""
@@ -137,8 +137,9 @@ def front_line(outcome: StudyOutcome) -> str:
 
 
 def ensemble_line(outcome: StudyOutcome) -> str:
-    """Return a line that compares the ensemble around the best network with this network alone. If the ensemble is no
-    better, the line says so. Return "" without an ensemble."""
+    """Return a line that compares an ensemble (option --ensemble) with the best network alone. The networks of the
+    ensemble are drawn around the weights of the best network. If the ensemble is not better, the line says so. Return
+    "" if the study has no ensemble."""
     about, objective = outcome.ensemble, outcome.goal.objective
     if not about:
         return ""
@@ -313,8 +314,8 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
 
 
 def print_result(outcome: StudyOutcome, stream: TextIO | None = None) -> None:
-    """Print the results of a study, from the function `final_table`, by default on standard output. Colours appear only
-    in a terminal."""
+    """Print the results of a study, in the form that `final_table` returns. If `stream` is None, print to standard
+    output. Colours appear only in a terminal."""
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream

@@ -138,7 +138,7 @@ def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) 
 
     Args:
         goal: the study's target sparsities and limits, as a `Goal`.
-        latencies: the measured times of the networks, by the names of their trials.
+        latencies: a dict from the names of trials to the measured times of the trials' networks.
         best: the name of the best trial; None if no network meets the goal.
     """
     limit = goal.max_latency
@@ -160,8 +160,8 @@ def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) 
 
 
 def corner_text(goal: Goal, sparsity: str) -> str:
-    """Return a text about the area that the hypervolume measures: the corner of the area, and on which side of it the
-    area lies.
+    """Return a text about the area that the hypervolume measures, such as "above (sparsity 0.5, accuracy 0)". It says
+    whether the area lies above or below its corner, and where this corner is.
 
     Args:
         goal: the study's target sparsities and limits, as a `Goal`.

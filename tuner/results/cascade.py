@@ -104,8 +104,8 @@ def gates(sure: Tensor) -> list[float]:
     """Return the thresholds to try, in ascending order: 0 (the large network never answers), about QUANTILES quantiles
     of the margins, and 2 (it always answers).
 
-    A quantile is moved to the middle between two margins. Small rounding differences in another program then change no
-    decision.
+    A quantile is moved to the middle between two margins. An exported group may run in another program, which rounds
+    outputs a little differently. The group's decisions are then still the same.
 
     Args:
         sure: the margins of the small network, shape (n,).
@@ -123,8 +123,8 @@ def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, in
 
     Args:
         small: the number of the small network's trial.
-        answers: the predictions of each network, by the number of its trial.
-        macs: the multiply-adds of an example in each network, by the number of its trial.
+        answers: a dict from the number of each network's trial to the network's predictions.
+        macs: a dict from the number of each network's trial to the network's multiply-adds for an example.
     """
     own, larger = answers[small], [number for number in answers if macs[number] > macs[small]]
     if not larger:
@@ -218,9 +218,9 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
 
     Returns:
         A dict for each of the PAIRS_SHOWN most frequent pairs, the most frequent first. "classes" names the two
-        classes, and "examples" is the number of examples that are passed on. "small" and "large" say how many of these
-        examples each network classifies correctly. "shown" has the indices of the EXAMPLES_SHOWN examples with the
-        smallest margins.
+        classes, and "examples" is the number of examples of this pair that are passed on. "small" and "large" say how
+        many of these examples each network classifies correctly. "shown" contains the indices in the split of the
+        EXAMPLES_SHOWN examples among them with the smallest margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)
@@ -272,8 +272,8 @@ def choose(
     Args:
         experiment: the experiment of the study.
         val: the validation data.
-        networks: the file of each network, by the number of its trial.
-        macs: the multiply-adds of each network, by the number of its trial.
+        networks: a dict from the number of each network's trial to the network's file.
+        macs: a dict from the number of each network's trial to the network's multiply-adds for an example.
         best: the number of the best network's trial.
         device: the device that computes.
         classes: the names of the classes, or an empty sequence if they have no names.
@@ -299,8 +299,8 @@ def group_document(
     Args:
         experiment: the experiment of the study.
         data: the data of the study.
-        networks: (trial, file) of each network that is still on the disk, by the number of the trial. At most
-            MOST_NETWORKS networks are used.
+        networks: the networks that are still on the disk, as a dict from the number of each trial to (trial, file of
+            the network). At most MOST_NETWORKS networks are used.
         best: the number of the best network's trial.
         device: the device that computes.
 
@@ -339,8 +339,8 @@ def described(
 
     Args:
         group: the group.
-        records: the trials of the group and of the best network, by their numbers.
-        read: the predictions of these networks for the test data, by the numbers of the trials.
+        records: a dict from numbers to trials, with the trials of the group's networks and of the best network.
+        read: a dict from the numbers of these trials to the predictions of their networks for the test data.
         best: the number of the best network's trial.
     """
     small, large = records[group.small], records[group.large]
@@ -384,6 +384,6 @@ def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers in a group's entry of result.json, as metrics for MLflow by name."""
+    """Return the numbers in a group's entry of result.json, as a dict from names of MLflow's metrics to values."""
     tests = {f"{name}_p": group[name]["p"] for name in ("mcnemar_against_large", "mcnemar_against_best")}
     return {name: float(value) for name, value in {**group, **tests}.items() if isinstance(value, int | float)}

@@ -68,7 +68,8 @@ class Network:
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """Return the state_dict with weights of few bits as Codes, and with weights of one bit as int8."""
+        """Return the state_dict. Weights with 8, 4 or 2 bits are Codes: whole numbers and scales. Weights with one bit
+        are tensors of -1 and +1, int8."""
         from tune_sparsity.sparsity.few_bits import Signs
 
         return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
@@ -82,8 +83,8 @@ class Network:
 
     @property
     def timed_weights(self) -> Weights:
-        """Return the network and its first validation examples, in the type that the functions in `tuner.results.forms`
-        take."""
+        """Return an object of `tuner.results.forms.Weights` for measuring forward passes of the network. Its inputs are
+        the first validation examples."""
         from tune_sparsity.tuner.results.forms import Weights
 
         experiment = self.experiment
@@ -104,7 +105,7 @@ class Network:
 
     @property
     def codes(self) -> dict[str, Codes]:
-        """Return the weights with few bits, by name."""
+        """Return a dict from names to weights, with all weights of 8, 4 or 2 bits."""
         from tune_sparsity.sparsity.few_bits import Codes
 
         return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
@@ -119,8 +120,8 @@ def export_network(
         study: the study.
         name: the network's folder in the study's folder, such as "best".
         kind: the format, a key of `SUFFIXES`.
-        path: the file, which is replaced if it exists. A copy of model.json is written next to it, with .json added to
-            the file's name.
+        path: the file to write. An existing file is replaced. The network's model.json, a description of the network,
+            is copied to the same folder. The copy has the name of the exported file, with .json added.
         given: the experiment and its data, if the caller already has them.
 
     Returns:
@@ -220,8 +221,8 @@ def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file. After the block, this file replaces the file at `path`. After an exception,
-    the temporary file is removed.
+    """Return a context manager. It yields the path of a temporary file. After the block, this file replaces the file at
+    `path`. After an exception, the temporary file is removed.
 
     Raises:
         UsageError: if the file cannot be written.
@@ -274,8 +275,8 @@ def _write(network: Network, kind: str, path: Path) -> None:
 
 
 def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
-    """Return a function that computes with an exported file, read in the way in which users read it. The function maps
-    inputs, as in the data set, to outputs.
+    """Return a function that maps inputs, as in the data set, to outputs. It computes them with the network in an
+    exported file. The file is read in the same way as a user would read it.
 
     Args:
         network: the network.

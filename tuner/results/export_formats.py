@@ -194,7 +194,7 @@ def onnx_model(
         inputs: at least two examples as in the data set. The graph's input is called "inputs". If an example is a
             nested structure of tensors, the graph has one input for each tensor, named by
             `tune_sparsity.experiments.examples.named`.
-        codes: the weights with few bits, by name. In the graph they are int8, with a scale for each row.
+        codes: a dict from names to the weights with few bits. In the graph they are int8, with a scale for each row.
 
     Raises:
         RuntimeError: if torch cannot export the network. The message is that of torch, in one line.
@@ -254,7 +254,7 @@ def clear_notes(part: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the exporter's log messages and warnings within the block."""
+    """Return a context manager that suppresses the exporter's log messages and warnings in its block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -22,8 +22,8 @@ class EndedStudy:
     """Holds an ended study, as it was read from its files.
 
     Attributes:
-        config: the configuration from study.yaml. The storage and the name are those with which the study was found
-            now.
+        config: the configuration from study.yaml, except the storage and the study's name. These two values tell where
+            this process has found the study, because the study's folder may have been moved or renamed.
         about: facts from study.yaml: versions of packages, the device and the data.
         result: the content of result.json.
         folder: the study's folder, or a local copy of the folder if the study is in an object store.

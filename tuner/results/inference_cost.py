@@ -22,7 +22,7 @@ Key = TypeVar("Key", str, int)
 
 
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
-    """Return the bytes of a network in several storage formats, by the name of the format.
+    """Return the bytes of a network in several storage formats, as a dict from the formats' names to numbers.
 
     The formats are "dense"; "bitmask_and_values", a bitmask of each prunable weight and its nonzero values; "csr"; and
     "zip", the dense numbers compressed with zip's method. In the second and third format, a tensor that would become
@@ -68,7 +68,7 @@ def timings(
     """Measure the duration of each call. The calls alternate, so that all are measured under the same load.
 
     Args:
-        calls: functions without arguments, by name.
+        calls: a dict from names to functions without arguments.
         seconds: the time for all measurements together.
         least, most: the smallest and the largest number of times that each function is called. `least` has priority
             over `seconds`.
@@ -103,7 +103,7 @@ def timed(
     the same load.
 
     Args:
-        networks: networks in evaluation mode, by name.
+        networks: a dict from names to networks in evaluation mode.
         inputs: inputs of `forward`, on the networks' device. If the batch has more examples, the inputs are repeated.
         batch: the number of examples.
         forward: a function (network, inputs) -> outputs.

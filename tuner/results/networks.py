@@ -53,8 +53,12 @@ class BestModel:
 
 @dataclass(frozen=True)
 class Written:
-    """Measures of the networks that were written, by the numbers of their trials, and a line of text for each
-    failure."""
+    """Describes the networks that were written.
+
+    Attributes:
+        networks: a dict from the number of each network's trial to the measures of the network.
+        problems: a line of text for each network that could not be written or measured.
+    """
 
     networks: Mapping[int, BestModel]
     problems: list[str]
@@ -81,9 +85,10 @@ def write_networks(
     still written.
 
     Args:
-        folders: the trial of each network, by the name of the network's folder within the study's folder.
-        weights: a function that returns the file into which a trial wrote its network. This file no longer exists if an
-            ended study is resumed. The network is then read from the folder that the study wrote when it ended before.
+        folders: a dict from the name of each network's folder, within the study's folder, to the network's trial.
+        weights: a function from the record of a trial to the file into which the trial wrote its network. This file no
+            longer exists if an ended study is resumed. The network is then read from the folder that the study wrote
+            when it ended before.
         folder: the study's folder.
         experiment: the study's experiment.
         data: the study's data.
@@ -124,7 +129,8 @@ def _networks(folder: Path) -> list[Path]:
 
 
 def _written(folder: Path) -> dict[str, Path]:
-    """Return the files of the networks that the study has written before, by the names of their trials."""
+    """Return the files of the networks that the study has written before, as a dict from the trials' names to the
+    files."""
     return {_trial_in(path): path / MODEL for path in _networks(folder)}
 
 
@@ -177,7 +183,7 @@ def mask_names(stored: Mapping[str, Any]) -> list[str]:
 
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split the tensors that `tuner.worker.trainable.save_weights` wrote into two dicts: the network's state_dict, and
-    the masks by the names of their weights."""
+    a dict from the weights' names to the weights' masks."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith((_MASK, SPREAD))}, masks
 
@@ -236,7 +242,8 @@ def agrees(experiment: Experiment, measured: float, reported: float, split: Spli
 
 
 def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float | None:
-    """Return a network's metric on the test data, computed on `device`; None if there is no test value.
+    """Return a network's metric on the test data. Return None if the experiment is a user's training loop without a
+    function that measures the test metric.
 
     Args:
         experiment: the study's experiment.

@@ -63,7 +63,7 @@ class StudyRecipe:
         epochs: the number of epochs.
         seed: the seed of the study.
         device: the device for the training.
-        uses: how often the network uses each weight in one example; None if unknown.
+        uses: the numbers of multiplications with the network's weights for one example (see Uses); None if unknown.
     """
 
     experiment: Experiment
@@ -139,11 +139,12 @@ def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tens
 def repeated(sure: Tensor, seed: int) -> Tensor:
     """Return the indices of all examples, with repetitions of examples that are hard.
 
-    The index of an example with probability s occurs at least once, and 1 + (MOST - 1) (1 - s) times on average.
+    Each index occurs at least once. The index of an example occurs 1 + (MOST - 1) (1 - s) times on average, where s is
+    the predicted probability of the example's true class.
 
     Args:
-        sure: the predicted probability of each example's true class, shape (n,).
-        seed: the seed that decides about fractions of a repetition.
+        sure: the probability s of each example, shape (n,).
+        seed: the seed of the random numbers that decide whether the average of an example is rounded up or down.
     """
     weights = 1 + (MOST - 1) * (1 - sure)
     drawn = torch.rand(len(sure), generator=Generator().manual_seed(seed), dtype=torch.float64)
@@ -204,7 +205,8 @@ def with_reflection(
     Args:
         recipe: how trials of the study are trained again.
         document: the result of `tune_sparsity.tuner.results.cascade.group_document`.
-        networks: (trial, file) of each network that is still on the disk, by the name of the trial.
+        networks: the networks that are still on the disk, as a dict from the name of each trial to (trial, file of the
+            network).
 
     Returns:
         The entry "group" of result.json, and the new training. If the new group is better, the entry contains it.
@@ -245,8 +247,8 @@ def with_reflection(
 
 @contextmanager
 def _as_a_worker() -> Iterator[None]:
-    """Make torch compute as in a trial within the `with` block: with one thread, and with subnormal numbers replaced by
-    0."""
+    """Return a context manager. In its block, torch computes as in a trial: with one thread, and with subnormal numbers
+    replaced by 0."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -1,10 +1,10 @@
-"""Makes an ensemble of networks from averaged weights, without further training. It is off by default (option
---ensemble).
+"""Makes an ensemble of networks from averaged weights, without further training. A study does this only with the option
+--ensemble.
 
-Late in a training, each weight moves around a mean. Its standard deviation is called its spread here. Networks of
-similar quality are drawn from normal distributions with these means and spreads. The ensemble averages the outputs of
-such networks (weight parameter resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv
-1902.02476).
+Late in a training, each weight moves around a mean. The standard deviation of this movement is called the spread of the
+weight. Networks of similar quality are drawn from normal distributions with these means and spreads. The ensemble
+averages the outputs of such networks (weight parameter resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox
+et al. 2019, arXiv 1902.02476).
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Resampling:
 
     @contextmanager
     def drawn(self, scale: float, member: int) -> Iterator[None]:
-        """Give the network the weights of one member of the ensemble within the `with` block. Running statistics, for
-        example of batch normalisation, are measured again for these weights."""
+        """Return a context manager. In its block, the network has the weights of one member of the ensemble. Running
+        statistics, for example of batch normalisation, are measured again for these weights."""
         sign = -1.0 if member % 2 else 1.0
         with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
             yield
@@ -104,11 +104,11 @@ class Resampling:
 
     @contextmanager
     def _moved(self, deviations: Mapping[str, Tensor], seed: int) -> Iterator[None]:
-        """Change the network's weights within the `with` block: add to each weight its deviation times a number from a
-        standard normal distribution. Masked weights stay 0.
+        """Return a context manager. In its block, the network's weights have noise. The noise of a weight is the
+        weight's deviation times a number from a standard normal distribution. Masked weights stay 0.
 
         Args:
-            deviations: the standard deviation of each weight, by the tensor's name.
+            deviations: a dict from the name of each tensor to the deviations of the tensor's weights.
             seed: the seed of the random numbers.
         """
         state, generator = self.model.state_dict(), Generator().manual_seed(seed)
@@ -130,7 +130,7 @@ class Resampling:
 
         Args:
             split: the examples.
-            members: a context manager for each network. Within it, `model` has the weights of this network.
+            members: a context manager for each network. In its block, `model` has the weights of this network.
         """
         parts = [self._outputs(split, member) for member in members]
         targets = [y for _, y in parts[0]]
@@ -151,14 +151,16 @@ class Resampling:
             return [(outputs.cpu(), y.cpu()) for outputs, y in outputs_of(self.experiment, self.model, split)]
 
     def bits(self, tolerance: float) -> dict[str, int]:
-        """Return how many bits the weights of each prunable tensor need, so that rounding them adds at most a given
-        noise.
+        """Return a dict from the name of each prunable tensor to the number of bits that each of its weights needs, so
+        that the rounding adds at most a given noise.
 
-        A uniform quantiser with step d has noise d / sqrt(12). So the number of bits is b >= log2(2 max|w| / (sqrt(12)
-        r rms(w))).
+        Let w be the weights of a tensor that are not masked, rms(w) their root mean square, and r the argument
+        `tolerance`. A uniform quantiser with b bits has the step d = 2 max|w| / 2^b, and rounding has the noise d /
+        sqrt(12). This noise is at most r rms(w) if b >= log2(2 max|w| / (sqrt(12) r rms(w))). The result is the
+        smallest such b, at least 1.
 
         Args:
-            tolerance: the largest relative noise r.
+            tolerance: the largest relative noise r. With 0, the dict is empty.
         """
         found = {}
         for name, mask in self.masks.items():

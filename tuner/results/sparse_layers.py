@@ -99,7 +99,7 @@ def over_sparse(
         block: the shape of the blocks, for "bsr".
 
     Returns:
-        The network, and the reason for each layer that stays dense, by the name of its weight.
+        The network, and a dict with the layers that stay dense, from the name of each layer's weight to the reason.
     """
     dense, own = dict[str, str](), {plain_name(model, name): name for name, _ in model.named_modules()}
     for name in sorted(prunable):

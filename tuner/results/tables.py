@@ -113,8 +113,8 @@ class StudyOutcome:
         return None if self.best is None else self.test_values.get(self.best.number)
 
     def estimate(self, record: TrialRecord, target: float) -> Estimate | None:
-        """Estimate the metric on new data of the best network at a target. Return None if the sampling error of the
-        metric is unknown."""
+        """Estimate the metric that the best network at a target would have on new data. Return None if the sampling
+        error of the metric is unknown."""
         points = points_of(self.goal.compared(self.records, target))
         values = [record.objective.value(merit) for _, merit in points]
         if self.examples is None or record.value is None or not all(0 <= value <= 1 for value in values):
@@ -128,8 +128,8 @@ class StudyOutcome:
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return the spike rate of each spiking layer of the best network, by the layer's name. Return an empty dict if
-        there are none."""
+        """Return a dict from the name of each spiking layer of the best network to the layer's spike rate. Return an
+        empty dict if there are no spiking layers."""
         return {} if self.best is None else self.best.spike_rates
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
@@ -154,8 +154,8 @@ def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def _parameter_columns(records: Iterable[TrialRecord], value: str) -> dict[str, str]:
-    """Return the heading of each parameter's column, by the parameter's name. The columns are in the order in which the
-    parameters first occur.
+    """Return a dict from the name of each parameter to the heading of the parameter's column. The columns are in the
+    order in which the parameters first occur.
 
     The heading is the parameter's name. If another column already has this name, the heading gets a prefix: `epochs`
     becomes `param.epochs`. Otherwise some programs could not read the table reliably.
@@ -190,9 +190,11 @@ def trials_csv(
 
     Args:
         records: the trials of the rows, in this order.
-        columns_of: the trials whose parameters have a column; by default `records`.
+        columns_of: trials. Each parameter of at least one of these trials has a column. If None, these are the trials
+            in `records`.
         objective: the objective of the trials.
-        size: the numbers of parameters of the network; without them "sparsity_matrices" is empty.
+        size: the number of weights and other parameters in the network. If None, the column "sparsity_matrices" is
+            empty.
 
     Returns:
         The text of the CSV file, with quotes as in RFC 4180 and "\n" as line ends.
@@ -231,8 +233,8 @@ def _reported_document(outcome: StudyOutcome, record: TrialRecord) -> dict[str, 
 
 
 def _best_document(outcome: StudyOutcome, record: TrialRecord | None, target: float) -> dict[str, Any] | None:
-    """Return the entry of the best trial at a target in result.json, with the estimate of its metric on new data.
-    Return None if there is no trial."""
+    """Return the entry of the best trial at a target in result.json. It contains the estimate of the trial's metric on
+    new data. Return None if there is no trial."""
     if record is None:
         return None
     estimate, name = outcome.estimate(record, target), f"estimated_{record.objective.name}"
@@ -267,7 +269,8 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
 
 
 def latencies_in(document: Mapping[str, Any]) -> dict[str, Timing]:
-    """Return the measured latencies of networks in the content of result.json, by the names of their trials."""
+    """Return the measured latencies in the content of result.json, as a dict from trials' names to the latencies of
+    their networks."""
     return {one["trial"]: Timing(one["ms"], one["low"], one["high"]) for one in document.get("latencies", ())}
 
 

@@ -7,10 +7,9 @@ infeasible trials. Among feasible trials only the merit counts (the metric, nega
 above the target is no advantage. If the goal has several sparsities, a trial is compared with trials of similar
 sparsity (`LikeStopping`).
 
-All values at a rung were measured after the same number of epochs. Each network was measured as if it were already
-pruned to its final sparsity, so a network that is not pruned yet has no advantage. Trials of different methods are
-never compared, because the methods prune at different times: a network that is sparse from the start may lead early and
-lose later.
+All values at a rung were measured after the same number of epochs. For the measurement, each network was pruned to its
+final sparsity, so a network that is not pruned yet has no advantage. Trials of different methods are never compared,
+because the methods prune at different times: a network that is sparse from the start may lead early and lose later.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 from tune_sparsity.tuner.study.goal import Goal
 
 Value = tuple[float, float]
-"""The value of a trial at a rung: (merit as if the network had its final sparsity, final sparsity)."""
+"""The value of a trial at a rung: (merit, final sparsity). The network was pruned to its final sparsity before the
+merit was measured."""
 
 
 class Entry(NamedTuple):
@@ -121,8 +121,9 @@ class Halving:
             number: the trial's number.
             method: the trial's method.
             epoch: the number of the epoch, from 1.
-            value: (merit as if at the final sparsity, final sparsity). If the value at a rung is not finite, the trial
-                is stopped and the value is not remembered.
+            value: two numbers, as for `Value`: the merit, measured after the network was pruned to its final sparsity,
+                and this final sparsity. If a number at a rung is not finite, the trial is stopped and `value` is not
+                remembered.
         """
         if epoch not in self.rungs:
             return True

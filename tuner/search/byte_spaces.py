@@ -24,12 +24,12 @@ _WIDTHS = [step / 100 for step in range(1, 101)]
 
 @dataclass(frozen=True)
 class Widths:
-    """The range of the parameter width. With width w in (0, 1], a layer of n neurons begins with n^w neurons
-    (sparsity.neurons.narrow).
+    """The range in which a study searches the parameter named `width`. If this parameter has the value w in (0, 1], a
+    layer of n neurons begins with n^w neurons (sparsity.neurons.narrow).
 
     Attributes:
         low, high: the ends of the range.
-        centre: the expected best width.
+        centre: the expected best value.
     """
 
     low: float
@@ -37,7 +37,7 @@ class Widths:
     high: float
 
     def searched_in(self, space: Space) -> Space:
-        """Return the space with the width as one more parameter. If the method has no parameter width, return the space
+        """Return the space with `width` as one more parameter. If the method has no parameter `width`, return the space
         unchanged."""
         if WIDTH not in {one.name for one in fields(METHODS[space.method].settings)}:
             return space
@@ -63,8 +63,9 @@ class Widths:
 
 
 def spaces_within(limit: ByteLimit, spaces: Sequence[Space]) -> list[Space]:
-    """Return the spaces, adapted to a limit of bytes. Numbers of bits of a weight with which no network meets the limit
-    are removed. The width is added if the limit has groups of neurons."""
+    """Return the spaces, adapted to a limit of bytes. If no network with a certain number of bits per weight meets the
+    limit, this number is removed from the spaces. If trainings may begin with fewer neurons (`limit.neurons` is not
+    None), the parameter `width` is added (see Widths)."""
     fitting = [_with_fitting_bits(limit, space) for space in spaces]
     if limit.neurons is None:
         return fitting
@@ -91,7 +92,7 @@ def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
 
 
 def widths_for(limit: ByteLimit) -> Widths:
-    """Return the widths to search within a limit of bytes.
+    """Return the range of the parameter `width` to search within a limit of bytes.
 
     With the smallest width, a network meets the limit without zeros, with 8 bits for each weight. With the largest
     width, the scales and biases of neurons take a third of the bytes. With the centre, they take an eighth.
@@ -104,8 +105,8 @@ def widths_for(limit: ByteLimit) -> Widths:
 
 
 def roomiest(limit: ByteLimit) -> Layout:
-    """Return the packed file's layout for the width with which a network can have the most nonzero weights within a
-    limit of bytes."""
+    """Return a layout of the network's packed file (see Layout). Each value of the parameter `width` (see Widths) gives
+    another layout. This function returns the layout in which the most nonzero weights fit within a limit of bytes."""
     widths = widths_for(limit)
     parts = [limit.part(limit.bits, width) for width in _WIDTHS if widths.low <= width <= widths.high]
     return max(parts, key=lambda one: one.nonzero_within(limit.most))

@@ -19,8 +19,8 @@ class Configuration(NamedTuple):
     """A set of parameters that is tried at several sparsities.
 
     Attributes:
-        name: "first N" for point N of the first points in the search space, otherwise the name of the first trial with
-            these parameters.
+        name: for parameters from a search space's list of good parameters (its first points), "first N", where N is the
+            index in this list. For other parameters, the name of the earliest trial that had them.
         params: all parameters except the final sparsity.
     """
 

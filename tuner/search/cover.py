@@ -39,14 +39,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Range:
-    """The possible final sparsities of a method: all from low to high, or only those in `values` if there are any."""
+    """The possible final sparsities of a method: all numbers from `low` to `high`, or only the numbers in `values` if
+    there are any."""
 
     low: float
     high: float
     values: tuple[float, ...] = ()
 
     def within(self, low: float, high: float) -> Range:
-        """Return the part of the range in [low, high], or the whole range if this part is empty."""
+        """Return the part of this range that lies between the two arguments. If this part is empty, return the whole
+        range."""
         if self.high < low or self.low > high:
             return self
         if not self.values:
@@ -81,8 +83,8 @@ class Cover:
 
     Args:
         goal: a goal with several targets, or a front.
-        ranges: the possible final sparsities of each method, by the method's name. A method that never prunes has no
-            entry.
+        ranges: a dict from the name of each method to the method's possible final sparsities. A method that never
+            prunes has no entry.
     """
 
     def __init__(self, goal: Goal, ranges: Mapping[str, Range]) -> None:
@@ -95,7 +97,8 @@ class Cover:
 
         Args:
             number: the next trial's number.
-            placed: the final sparsities of all trials that have begun, in any state, by the method's name.
+            placed: a dict from the name of each method to the final sparsities of all its trials that have begun, in
+                any state.
             completed: (sparsity, merit) of each completed trial. The merit is the metric, negated if it is minimised.
         """
         if not self._ranges:

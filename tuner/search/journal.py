@@ -61,7 +61,8 @@ class Journal(JournalFileBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Flush the file to the disk only once, at the end of the `with` block."""
+        """Return a context manager. The lines that its block writes are flushed to the disk only once, at the end of
+        the block."""
         self._gathering = True
         try:
             yield

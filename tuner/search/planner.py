@@ -29,7 +29,7 @@ class Plan:
     """Choices for a trial that are made before the sampler proposes the other parameters.
 
     Attributes:
-        sparsities: the final sparsity by the method's name, for each method that the trial may have.
+        sparsities: a dict from the name of each method that the trial may have to the final sparsity with this method.
         method: the method; None if the sampler chooses it.
         configuration: the parameters of earlier trials that this trial tries again at another sparsity; None if the
             sampler proposes the other parameters.
@@ -41,8 +41,8 @@ class Plan:
 
 
 class Planner:
-    """Plans the trials of a study with several sparsities. Before `plan`, `begun` and `ended` must be called for all
-    trials that have begun or ended.
+    """Plans the trials of a study with several sparsities. Call `begun` for each trial that has begun, and `ended` for
+    each trial that has ended. Then call `plan` for the next trial.
 
     Args:
         spaces: one space for each method, from `spaces_of`.

@@ -1,8 +1,8 @@
 """Gives a sampler its own small study in memory, from which it learns quickly.
 
-The record is Optuna's study in the journal. It has two objectives and contains all trials. A sampler that learned from
-the record would become slow: at each proposal it would sort all trials by Pareto dominance and compute a kernel for
-each trial. The sampler's own study contains
+Optuna's study in the journal has two objectives and contains all trials. A sampler that learned from this study would
+become slow: at each proposal it would sort all trials by Pareto dominance and compute a kernel for each trial. The
+sampler's own study contains
 
 - one objective: the merit, or with several sparsities, the merit minus the expected merit at the trial's sparsity;
 - only the useful trials: the best and the latest ones, or those of similar sparsity;
@@ -83,7 +83,7 @@ class OwnStudy(OneByOne):
 
     def __init__(self, sampler: BaseSampler, view: View) -> None:
         self._sampler, self._view = sampler, view
-        self._open: dict[int, optuna.Trial] = {}  # the running trials that are seen, by their numbers in the record
+        self._open: dict[int, optuna.Trial] = {}  # the running trials that are seen, by their numbers in the journal
         self._study = self._new_study()
 
     def _new_study(self) -> optuna.Study:
@@ -106,7 +106,8 @@ class OwnStudy(OneByOne):
         """Add ended trials of an earlier process or of another study to the sampler's own study."""
 
     def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of `named` that the sampler sees. `named` has parameters or their distributions, by name."""
+        """Return the part of `named` that the sampler sees. `named` is a dict from parameters' names to their values or
+        distributions."""
         return dict(named)
 
     def _begin(self, number: int, given: Mapping[str, Any]) -> None:
@@ -125,8 +126,8 @@ class SamplingStudy(OwnStudy):
     """Lets a sampler learn from the best and the latest trials, in a study of its own."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Begin the trial in the sampler's own study, too. Parameters that are already fixed stay as they are: those of
-        an enqueued trial, and those that an earlier process has proposed."""
+        """Begin the trial also in the sampler's own study. Parameters that are already fixed keep their values: the
+        parameters of an enqueued trial, and parameters that an earlier process has proposed."""
         self._begin(trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
         if len(self._open) > self._view.running:
             oldest = self._open.pop(next(iter(self._open)))
@@ -135,7 +136,8 @@ class SamplingStudy(OwnStudy):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """End the trial in the sampler's own study, too, with the values for the sampler's view."""
+        """End the trial also in the sampler's own study. The state and the value in this study follow from the settings
+        in `View`."""
         own = self._open.pop(trial.number, None)
         if own is None:
             self._study.add_trial(self._seen(trial, state, values))
@@ -266,8 +268,8 @@ class _Ended:
 
 
 class LikeSparsityStudy(OwnStudy):
-    """Lets a sampler learn from trials of similar sparsity, in a study of its own. The final sparsity of each trial is
-    chosen before, by a planner (tuner.search.planner).
+    """Lets a sampler learn from trials of similar sparsity, in a study of its own. A planner (tuner.search.planner)
+    chooses the final sparsity of each trial before the sampler proposes the other parameters.
 
     For each new trial, the sampler gets a new study. The study contains the ended trials with the most similar
     sparsities, measured in the logarithm of the density. The value of a trial is its merit minus the merit that is
@@ -276,8 +278,8 @@ class LikeSparsityStudy(OwnStudy):
     Args:
         sampler: the sampler that proposes all parameters except the final sparsity.
         view: the trials and values that it sees.
-        sparsity_of: a function that returns a trial's final sparsity from its parameters so far, by their names in
-            Optuna.
+        sparsity_of: a function that returns a trial's final sparsity. Its argument is a dict of the trial's parameters
+            that are known so far, from the names in Optuna to the values.
         sparsities: the names of the parameters in Optuna that are final sparsities. The sampler does not see them.
     """
 

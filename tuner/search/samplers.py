@@ -1,5 +1,5 @@
-"""Defines the samplers of Optuna that a study can use, and their settings. The parameters of the first trials are drawn
-from priors instead."""
+"""Defines the samplers of Optuna that a study can use, and their settings. Some samplers need completed trials to learn
+from. Until there are enough of them, the parameters of trials are drawn from priors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SamplerKind:
 
     Attributes:
         what: a description of one line, which `tune-sparsity list samplers` prints.
-        learn: a function that makes the sampler.
+        learn: a function that makes the sampler. Its arguments are those of `Learn`.
         front: whether the sampler can search several sparsities in one study, as for a front.
         methods: whether the sampler can search several methods in one study.
         own_study: whether the sampler learns from a small study of its own (tuner.search.sampler_view) instead of the
@@ -182,7 +182,7 @@ class PriorSampler(OneByOne):
     """Draws each parameter from its prior. Without a prior, the distribution is uniform.
 
     Args:
-        priors: the priors, by the parameters' names in Optuna.
+        priors: a dict from the parameters' names in Optuna to the priors.
         seed: the seed of the random numbers.
     """
 
@@ -213,7 +213,7 @@ class PriorsFirst(BaseSampler):
 
     Args:
         learn: a function that makes the sampler that learns.
-        priors: the priors, by the parameters' names in Optuna.
+        priors: a dict from the parameters' names in Optuna to the priors.
         startup: the number of completed trials before the sampler learns.
         seed: the seed from which both samplers get their seeds.
         anew: whether a new learning sampler is made for each trial. If not, it is made once.
@@ -275,7 +275,7 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
     Args:
         name: a key of SAMPLERS.
         seed: the study's seed.
-        priors: the priors, by the parameters' names in Optuna.
+        priors: a dict from the parameters' names in Optuna to the priors.
         begun: the number of trials that earlier processes of this study have begun. If it is not 0, some samplers get
             another seed, because they would otherwise propose the first trials again.
     """

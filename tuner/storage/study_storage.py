@@ -44,7 +44,8 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def probe(self, name: str) -> AbstractContextManager[Place]:
-        """Create a place with this name, and remove it after the block. Raise OSError if it cannot be created."""
+        """Return a context manager. It yields a new Place with this name in the storage. After the block, the Place and
+        its files are removed. Entering the block raises OSError if the Place cannot be created."""
 
     @abstractmethod
     def studies(self, file: str = STUDY_YAML) -> list[str]:

@@ -248,12 +248,12 @@ class Goal:
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """Return the score of a study so far. A trial brings a gain if one number of the score rises. The numbers never
-        fall.
+        """Return the score of a study so far, a tuple of numbers. The numbers never fall. A trial brings a gain if at
+        least one of the numbers rises.
 
         The score contains the best merit (see Objective) at each target, or minus infinity if no network meets the
         target. For a front, the hypervolume comes first. The score of a front also contains the best merit, because a
-        network exactly at the lower end adds no hypervolume.
+        network whose sparsity is exactly the front's lower end adds no hypervolume.
 
         Args:
             front: the study's feasible front.
@@ -323,8 +323,8 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 
 def sparsity_of(zeros: int, weights: int) -> float:
-    """Return the largest target that a network with `zeros` zeros among `weights` weights meets. See
-    tune_sparsity.sparsity.masks.sparsity_with, which this function calls."""
+    """Return the largest target sparsity that a network meets if `zeros` of its `weights` prunable weights are zero.
+    See tune_sparsity.sparsity.masks.sparsity_with, which this function calls."""
     from tune_sparsity.sparsity.masks import (
         sparsity_with,  # imported here, because it imports torch, which the progress display does not need
     )

@@ -89,8 +89,8 @@ class Tracker:
         folder: the study's folder, which contains the outbox and the files for artifacts.
         system_metrics: whether to record the load of this machine in the parent run.
         writer: the process of `begin_writer`, if it is already running.
-        size: the numbers of parameters of the network. If given, the metric "sparsity_matrices" is recorded for each
-            trial.
+        size: the number of weights and other parameters in the network. If given, the metric "sparsity_matrices" is
+            recorded for each trial.
 
     Attributes:
         seconds: the time that callers have spent in the public methods.

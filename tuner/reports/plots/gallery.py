@@ -36,8 +36,9 @@ class Pictured:
         title: the title of the front's plot.
         goal: the study's target sparsities and limits, as a `Goal`.
         records: the trials.
-        epochs: the metrics of a trial's epochs, by the number of the trial.
-        weights: the best network's prunable weights, by name.
+        epochs: a dict from the number of each trial to the metrics of the trial's epochs, as `read_epochs` returns it.
+        weights: the prunable weights of the best network, as a dict from the weights' names in the state_dict to
+            arrays.
         groups: the groups of two networks, as in result.json.
     """
 
@@ -77,10 +78,11 @@ def _groups(result: Path) -> list[dict[str, Any]]:
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
-    """Return the prunable weights of the study's best network by name, as arrays with one row for each neuron.
+    """Return the prunable weights of the study's best network, as a dict from the weights' names in the state_dict to
+    arrays. An array has one row for each neuron.
 
-    While the study runs, they are read from the file that the trial has written. Return an empty dict if there is no
-    best network, or if its file cannot be read.
+    While the study runs, the weights are read from the file that the trial has written. Return an empty dict if there
+    is no best network, or if its file cannot be read.
     """
     from safetensors import safe_open
 
@@ -116,7 +118,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
-    """Return the plots of a study by their short names. Plots without data are left out."""
+    """Return the plots of a study, as a dict from short names to plots. Plots without data are left out."""
     from tune_sparsity.tuner.search.importance import importances
 
     goal, records = study.goal, study.records

@@ -93,8 +93,9 @@ def layers_figure(
     layers.
 
     Args:
-        weights: the prunable weights by name. If there are none, the result is None.
-        spike_rates: the mean number of spikes of a neuron in a time step, by the name of the spiking layer.
+        weights: a dict from the names of the prunable weights to the weights. If it is empty, the result is None.
+        spike_rates: a dict from the name of each spiking layer to the mean number of spikes of one of its neurons in a
+            time step. If the network has no spiking layers, this is None or an empty dict.
     """
     if not weights:
         return None
@@ -183,8 +184,9 @@ def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
 
 
 def exponent(record: TrialRecord) -> float | None:
-    """Return the final p of a trial, which is the exponent of the sphere on which its weights lie. Return None if its
-    parameters contain no number p."""
+    """Return the exponent p of a trial at the end of its training. With the method lpss, the weights of each neuron lie
+    on a sphere of the p-norm, and p may change during the training. Return None if the trial's parameters contain no
+    number p."""
     value = record.params.get("p", record.params.get("p.stop"))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

@@ -279,8 +279,9 @@ def importance_figure(
 
 
 def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], goal: Goal) -> go.Figure | None:
-    """Return the learning curves of all trials: the metric, as if at the final sparsity, by epoch. A cross marks the
-    end of a trial that was stopped early. Return None if there are no epochs."""
+    """Return a plot of the learning curves of all trials: the metric against the epoch. In each epoch, the network was
+    pruned to its final sparsity before the metric was measured. A cross marks the end of a trial that was stopped
+    early. Return None if there are no epochs."""
     drawn = [record for record in records if epochs.get(record.number)]
     if not drawn:
         return None
