@@ -37,12 +37,14 @@ from benchmarks.search import without_priors
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.search.asha import halving_for
+from tune_sparsity.tuner.search.asha import Halving, halving_for, rung_epochs
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.trial import Epoch
 
+RULES = ((1 / 5, 3, 4), (1 / 6, 3, 3), (1 / 6, 2, 3), (1 / 8, 3, 3), (1 / 8, 2, 2))
+"""Rules of early stopping: the first rung as a share of the epochs, the factor between rungs, and the reduction."""
 UNIMPORTANT = ("momentum", "threshold_interval")  # according to benchmarks.curves.importance
 SLOTS, METHOD, TRIED, REFINED = 2, "lpss", 1 << 12, 6
 NEAR = 0.001  # "within .1 points"
@@ -138,13 +140,16 @@ class Ours:
     def __init__(self, target: float, trials: int, seed: int, epochs: int, folder: Path, **options: Any) -> None:
         self.now, goal = 0.0, at_targets(target)
         space = options.pop("change", lambda space: space)(load_space(METHOD, target))
-        scheduler = options.pop("scheduler", "asha")
+        halving = halving_for(options.pop("scheduler", "asha"), goal, epochs)
+        if rule := options.pop("rule", None):
+            first, spacing, reduction = rule
+            halving = Halving(rung_epochs(epochs, first, spacing), target=target, reduction=reduction)
         config = make_config({"target": target, "trials": trials, "storage": folder, "study": "simulated"}).resolved()
         self._study = StudyRun(
             config,
             goal,
             OptunaSearcher([space], target, seed=seed, **options),
-            halving=halving_for(scheduler, goal, epochs),
+            halving=halving,
             clock=lambda: self.now,
         )
 
@@ -208,6 +213,12 @@ def searches() -> dict[str, Search]:
         "default": with_options(),
         "Ray": Rays,
         "no early stopping": with_options(scheduler="none"),
+        **{
+            f"first rung {first:.2g}, spacing {spacing:g}, reduction {reduction:g}": with_options(
+                rule=(first, spacing, reduction)
+            )
+            for first, spacing, reduction in RULES
+        },
         "no priors, no first points": with_options(change=without_priors),
         "ramp alone": with_options(change=partial(with_fixed, names=("drop",), drop="ramp")),
         "what matters alone": with_options(change=partial(with_fixed, names=("drop", *UNIMPORTANT), drop="ramp")),

@@ -1,10 +1,17 @@
-"""The comparison of methods with the same means."""
+"""The comparisons of methods with the same means, and of RigL's first masks."""
 
 from __future__ import annotations
 
-from benchmarks.training.fair import DENSE, OURS, cells, row, searches
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.baselines.fair import DENSE, OURS, cells, row, searches
+from benchmarks.baselines.fan_in import fan_ins, masks
 from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import find
+from tune_sparsity.sparsity.distributions import layer_counts
 
 
 def test_a_study_in_this_process_trains_the_trials_of_a_method() -> None:
@@ -27,3 +34,25 @@ def test_a_row_has_the_exact_p_of_the_signed_ranks() -> None:
     ours, other = [0.9 + 0.001 * k for k in range(8)], [0.89] * 8  # all eight are better: p is 2 / 2^8
     assert row("gmp", other, ours).endswith("| +1.35 | 0.008 |")
     assert row("gmp", ours, ours).endswith("| +0.00 | 1.000 |")
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), st.integers(2, 60), st.floats(0.05, 1.0), st.sampled_from([0.3, 1.0, 2.0]))
+def test_log_normal_fan_ins_have_the_sum_and_the_variation(
+    neurons: int, inputs: int, part: float, variation: float
+) -> None:
+    total = max(neurons, round(part * neurons * inputs))
+    found = fan_ins(neurons, inputs, total, variation)
+    assert sum(found) == total
+    assert 1 <= found[0] <= found[-1] <= inputs
+
+
+def test_far_from_the_ends_the_variation_is_the_one_that_was_asked() -> None:
+    found = torch.tensor(fan_ins(2000, 100_000, 2_000_000, 0.5), dtype=torch.float64)
+    assert float(found.std() / found.mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_masks_with_log_normal_fan_ins_have_the_layers_numbers_of_weights() -> None:
+    weights = [torch.zeros(30, 40), torch.zeros(20, 30), torch.zeros(10, 20)]
+    drawn = masks(weights, 0.9, "erk", torch.Generator().manual_seed(0), variation=0.6)
+    assert [int(mask.sum()) for mask in drawn] == layer_counts([weight.shape for weight in weights], 0.9, "erk")

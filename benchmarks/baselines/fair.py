@@ -1,6 +1,6 @@
 """Compare every method with the same means: averaging, a held learning rate, SGD or AdamW, and as many tuning trials.
 
-    python -m benchmarks.training.fair --experiment fashion-mnist --data-dir DIR [--targets 0.9 0.98] [--seeds 8]
+    python -m benchmarks.baselines.fair --experiment fashion-mnist --data-dir DIR [--targets 0.9 0.98] [--seeds 8]
 
 For each method and target, the command's own search tunes the method on validation data: SGD_TRIALS trials of the space
 METHOD+averaged and ADAMW_TRIALS of METHOD+averaged+adamw, with early stopping. The configuration with the best
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.98])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/training/done"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/baselines/done"))
     options = parser.parse_args()
     jobs = Jobs(partial(work, options.data_dir), options.out / f"fair-{options.experiment}.jsonl", options.workers)
     common = {"experiment": options.experiment, "epochs": EPOCHS[options.experiment]}
