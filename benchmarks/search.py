@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from tune_sparsity.experiments import Data, Experiment, Training, find
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.sparsity import METHODS
-from tune_sparsity.tuner.search.asha import Halving, rung_epochs
+from tune_sparsity.tuner.search.asha import FIRST_RUNG, REDUCTION, SPACING, Halving, rung_epochs
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
@@ -193,25 +193,46 @@ def _range(values: list[float]) -> str:
 # Early stopping
 
 
+class Rule(NamedTuple):
+    """A rule of early stopping: the first rung as a share of all epochs, the factor between rungs, the reduction."""
+
+    first: float = FIRST_RUNG
+    spacing: float = SPACING
+    reduction: float = REDUCTION
+
+    def __str__(self) -> str:
+        return f"first rung {self.first:.2g}, spacing {self.spacing:g}, reduction {self.reduction:g}"
+
+    def halving(self, epochs: int, target: float) -> Halving:
+        """Return the rule for trials of so many epochs."""
+        return Halving(rung_epochs(epochs, self.first, self.spacing), target=target, reduction=self.reduction)
+
+
+RULES = tuple(
+    Rule(*one) for one in ((0.2, 3, 3), (0.2, 3, 4), (1 / 6, 3, 3), (1 / 6, 2, 3), (1 / 8, 3, 3), (1 / 8, 2, 2))
+)
+
+
 def stopping(trainer: Trainer, seeds: range, trials: int) -> None:
-    """What early stopping saves of the default search's epochs, and what it costs in accuracy."""
+    """What each rule of early stopping saves of the default search's epochs, and what it costs in accuracy."""
     space, epochs = load_space("lpss", TARGET), trainer.epochs
-    print("| seed | epochs saved | best without, % | best with, % |\n| --- | --- | --- | --- |")
-    saved, lost = [], []
-    for seed in seeds:
-        done = run(trainer, ours(seed, space), seed, trials)
-        finished, trained_epochs = replay(done, epochs)
-        best = max(trained.feasible for trained in done)
-        with_it = max((trained.feasible for trained in finished), default=0.0)
-        saved.append(1 - trained_epochs / sum(len(trained.curve) for trained in done))
-        lost.append(best - with_it)
-        print(f"| {seed} | {saved[-1]:.3f} | {100 * best:.2f} | {100 * with_it:.2f} |", flush=True)
-    print(f"\nMean: {statistics.mean(saved):.3f} saved, {100 * statistics.mean(lost):.2f} points lost", flush=True)
+    searched = [run(trainer, ours(seed, space), seed, trials) for seed in seeds]
+    print("| rule | epochs saved, mean | range | points of the best lost, mean | of each seed |\n|" + " --- |" * 5)
+    for rule in RULES:
+        saved, lost = [], []
+        for done in searched:
+            finished, trained_epochs = replay(done, epochs, rule)
+            best, with_it = (max((one.feasible for one in some), default=0.0) for some in (done, finished))
+            saved.append(1 - trained_epochs / sum(len(trained.curve) for trained in done))
+            lost.append(100 * (best - with_it))
+        each = ", ".join(f"{points:.2f}" for points in lost)
+        spread = f"{min(saved):.2f} to {max(saved):.2f}"
+        print(f"| {rule} | {statistics.mean(saved):.3f} | {spread} | {statistics.mean(lost):.2f} | {each} |")
 
 
-def replay(trials: list[Trained], epochs: int, slots: int = 2) -> tuple[list[Trained], int]:
+def replay(trials: list[Trained], epochs: int, rule: Rule, slots: int = 2) -> tuple[list[Trained], int]:
     """The trials that would have gone on to their end, and the epochs that all would have trained, side by side."""
-    halving = Halving(rung_epochs(epochs), target=TARGET)
+    halving = rule.halving(epochs, TARGET)
     waiting = iter(enumerate(trials))
     running = [(number, trained, 0) for number, trained in islice(waiting, slots)]
     finished, spent = [], 0

@@ -33,18 +33,16 @@ from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Table
 from benchmarks.driver import reported
-from benchmarks.search import without_priors
+from benchmarks.search import RULES, without_priors
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.search.asha import Halving, halving_for, rung_epochs
+from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.trial import Epoch
 
-RULES = ((1 / 5, 3, 4), (1 / 6, 3, 3), (1 / 6, 2, 3), (1 / 8, 3, 3), (1 / 8, 2, 2))
-"""Rules of early stopping: the first rung as a share of the epochs, the factor between rungs, and the reduction."""
 UNIMPORTANT = ("momentum", "threshold_interval")  # according to benchmarks.curves.importance
 SLOTS, METHOD, TRIED, REFINED = 2, "lpss", 1 << 12, 6
 NEAR = 0.001  # "within .1 points"
@@ -142,8 +140,7 @@ class Ours:
         space = options.pop("change", lambda space: space)(load_space(METHOD, target))
         halving = halving_for(options.pop("scheduler", "asha"), goal, epochs)
         if rule := options.pop("rule", None):
-            first, spacing, reduction = rule
-            halving = Halving(rung_epochs(epochs, first, spacing), target=target, reduction=reduction)
+            halving = rule.halving(epochs, target)
         config = make_config({"target": target, "trials": trials, "storage": folder, "study": "simulated"}).resolved()
         self._study = StudyRun(
             config,
@@ -213,12 +210,7 @@ def searches() -> dict[str, Search]:
         "default": with_options(),
         "Ray": Rays,
         "no early stopping": with_options(scheduler="none"),
-        **{
-            f"first rung {first:.2g}, spacing {spacing:g}, reduction {reduction:g}": with_options(
-                rule=(first, spacing, reduction)
-            )
-            for first, spacing, reduction in RULES
-        },
+        **{str(rule): with_options(rule=rule) for rule in RULES},
         "no priors, no first points": with_options(change=without_priors),
         "ramp alone": with_options(change=partial(with_fixed, names=("drop",), drop="ramp")),
         "what matters alone": with_options(change=partial(with_fixed, names=("drop", *UNIMPORTANT), drop="ramp")),
