@@ -74,7 +74,8 @@ def warm_start(
         best = best_trial(ended, target) or best_trial(ended, 0.0)
         if best is None:
             raise UsageError(
-                f"--warm-start {study}: this study has no completed trial of {' or '.join(by_method)} to learn from"
+                f"--warm-start {study}: the earlier study has no completed trial of {' or '.join(by_method)}, the "
+                f"new study's {'method' if len(by_method) == 1 else 'methods'}"
             )
         trials += carried
         if not any(record is best for record in carried):

@@ -72,8 +72,8 @@ class Mirror:
         if self._why and not self.lost:
             missing = sum(self._sent.get(name) != signature for name, signature in self._files().items())
             print(
-                f"Not in {self.study}: {missing} files, since {self._why}. They are in {self._folder}. To send them: "
-                f"tune-sparsity resume {self._folder.name} --storage {self.study.parent}",
+                f"Not in {self.study}: {missing} files, because {self._why}. They are in {self._folder}. This command "
+                f"sends them: tune-sparsity resume {self._folder.name} --storage {self.study.parent}",
                 file=sys.stderr,
                 flush=True,
             )
