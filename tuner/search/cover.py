@@ -81,7 +81,7 @@ class Cover:
 
     Args:
         goal: a goal with several targets, or a front.
-        ranges: the possible final sparsities of each method, by the method's name. A method that never prunes has no
+        ranges: a dict from the names of methods to their possible final sparsities. A method that never prunes has no
             entry.
     """
 
@@ -95,7 +95,8 @@ class Cover:
 
         Args:
             number: the next trial's number.
-            placed: the final sparsities of all trials that have begun, in any state, by the method's name.
+            placed: a dict from the names of methods to the final sparsities of all their trials that have begun, in any
+                state.
             completed: (sparsity, merit) of each completed trial. The merit is the metric, negated if it is minimised.
         """
         if not self._ranges:

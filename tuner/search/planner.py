@@ -29,7 +29,7 @@ class Plan:
     """Choices for a trial that are made before the sampler proposes the other parameters.
 
     Attributes:
-        sparsities: the final sparsity by the method's name, for each method that the trial may have.
+        sparsities: a dict from the name of each method that the trial may have to the trial's final sparsity.
         method: the method; None if the sampler chooses it.
         configuration: the parameters of earlier trials that this trial tries again at another sparsity; None if the
             sampler proposes the other parameters.

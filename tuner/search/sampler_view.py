@@ -106,7 +106,8 @@ class OwnStudy(OneByOne):
         """Add ended trials of an earlier process or of another study to the sampler's own study."""
 
     def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of `named` that the sampler sees. `named` has parameters or their distributions, by name."""
+        """Return the part of `named` that the sampler sees. `named` is a dict from the names of parameters to their
+        values or distributions."""
         return dict(named)
 
     def _begin(self, number: int, given: Mapping[str, Any]) -> None:
@@ -266,8 +267,8 @@ class _Ended:
 
 
 class LikeSparsityStudy(OwnStudy):
-    """Lets a sampler learn from trials of similar sparsity, in a study of its own. The final sparsity of each trial is
-    chosen before, by a planner (tuner.search.planner).
+    """Lets a sampler learn from trials of similar sparsity, in a study of its own. A planner (tuner.search.planner)
+    chooses the final sparsity of each trial first.
 
     For each new trial, the sampler gets a new study. The study contains the ended trials with the most similar
     sparsities, measured in the logarithm of the density. The value of a trial is its merit minus the merit that is
@@ -276,8 +277,8 @@ class LikeSparsityStudy(OwnStudy):
     Args:
         sampler: the sampler that proposes all parameters except the final sparsity.
         view: the trials and values that it sees.
-        sparsity_of: a function that returns a trial's final sparsity from its parameters so far, by their names in
-            Optuna.
+        sparsity_of: a function that returns a trial's final sparsity. Its argument is a dict from the names in Optuna
+            of the parameters that are already chosen to their values.
         sparsities: the names of the parameters in Optuna that are final sparsities. The sampler does not see them.
     """
 

@@ -182,7 +182,7 @@ class PriorSampler(OneByOne):
     """Draws each parameter from its prior. Without a prior, the distribution is uniform.
 
     Args:
-        priors: the priors, by the parameters' names in Optuna.
+        priors: a dict from the parameters' names in Optuna to their priors.
         seed: the seed of the random numbers.
     """
 
@@ -213,7 +213,7 @@ class PriorsFirst(BaseSampler):
 
     Args:
         learn: a function that makes the sampler that learns.
-        priors: the priors, by the parameters' names in Optuna.
+        priors: a dict from the parameters' names in Optuna to their priors.
         startup: the number of completed trials before the sampler learns.
         seed: the seed from which both samplers get their seeds.
         anew: whether a new learning sampler is made for each trial. If not, it is made once.
@@ -275,7 +275,7 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
     Args:
         name: a key of SAMPLERS.
         seed: the study's seed.
-        priors: the priors, by the parameters' names in Optuna.
+        priors: a dict from the parameters' names in Optuna to their priors.
         begun: the number of trials that earlier processes of this study have begun. If it is not 0, some samplers get
             another seed, because they would otherwise propose the first trials again.
     """

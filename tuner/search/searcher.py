@@ -181,7 +181,7 @@ class OptunaSearcher:
         self.study.enqueue_trial({**named, _METHOD: method} if len(self.spaces) > 1 else named)
 
     def _priors(self) -> dict[str, Prior]:
-        """Return the priors of all parameters, by the parameters' names in Optuna."""
+        """Return a dict from the names in Optuna of all parameters to their priors."""
         return {
             self._key(method, name): prior
             for method, space in self.spaces.items()
@@ -260,7 +260,7 @@ class OptunaSearcher:
         """Report a trial that has begun to the planner.
 
         Args:
-            params: the trial's parameters, by their names in Optuna.
+            params: a dict from the names in Optuna of the trial's parameters to their values.
         """
         method = self._method_of(params)
         if self._planner is not None and method is not None and (key := self._key(method, FINAL_SPARSITY)) in params:
@@ -335,7 +335,7 @@ class OptunaSearcher:
         return read_records(self.study)
 
     def states(self) -> Mapping[int, str]:
-        """Return the name of each trial's state in Optuna, by the trial's number."""
+        """Return a dict from the numbers of all trials to the names of their states in Optuna."""
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
 
 

@@ -128,7 +128,7 @@ def _default(method: str) -> float:
 
 
 def range_of(distribution: BaseDistribution) -> Range:
-    """Return the range of a final sparsity with this distribution."""
+    """Return the values of a distribution of final sparsities as a `Range`."""
     values = _values(distribution)
     if not values:
         assert isinstance(distribution, FloatDistribution)
@@ -179,8 +179,8 @@ def clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -
     """Return a point in which each number is moved into its range.
 
     Args:
-        point: values of parameters, by name.
-        distributions: the distributions of these parameters, by name.
+        point: a dict from the names of parameters to their values.
+        distributions: a dict from the names of these parameters to their distributions.
     """
     return {
         key: min(max(value, own.low), own.high)
