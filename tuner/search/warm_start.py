@@ -1,5 +1,6 @@
 """Lets a new study begin with results of earlier studies. It uses those of their trials that the new study itself could
-have run. If the best trial of an earlier study is not one of them, the new study tries its parameters first."""
+have run. If the best trial of an earlier study is not among them, the new study tries the parameters of this best trial
+first."""
 
 from __future__ import annotations
 
