@@ -216,7 +216,9 @@ def _kept(experiment: Any, config: StudyConfig) -> str:
     try:
         content = cloudpickle.dumps(experiment)
     except Exception as error:
-        raise UsageError(f"the experiment {experiment.name} cannot be pickled: {error}: define it in a file") from error
+        raise UsageError(
+            f"the experiment {experiment.name} cannot be pickled ({error}): define the experiment in a file"
+        ) from error
     folder = config.storage.results(".experiments").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{PICKLED}"
@@ -243,7 +245,11 @@ def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
         document = result.read_text(encoding="utf-8")
     code = process.returncode
     if code == EXIT_USAGE:
-        raise UsageError(said[-1].removeprefix("tune-sparsity: ") if said else "the study's options are wrong")
+        raise UsageError(
+            said[-1].removeprefix("tune-sparsity: ")
+            if said
+            else f"the study's process refused the options with exit code {code}, and printed no reason"
+        )
     if code not in (EXIT_DONE, EXIT_INFEASIBLE):
         raise StudyFailed(said[-1] if said else f"the study's process ended with {code}")
     found: dict[str, Any] = json.loads(document)

@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _subcommand(name: str, arguments: list[str]) -> int:
     if name not in _SUBCOMMANDS:
-        raise UsageError(unknown("command", name, _SUBCOMMANDS) + ", or options that begin a study: --target 0.9")
+        raise UsageError(
+            unknown("command", name, _SUBCOMMANDS)
+            + ". To begin a study, give options without a command: tune-sparsity --target 0.9"
+        )
     module = import_module(f"tune_sparsity.tuner.commands.{name}")
     return int(getattr(module, _SUBCOMMANDS[name])(arguments))
 

@@ -92,7 +92,7 @@ def test_a_space_with_a_width_has_no_pattern(pattern: str, tmp_path: Path, capsy
     storage = tmp_path / "studies"
     options = ["--target", "0.9", "--pattern", pattern, "--space", str(space), "--storage", str(storage)]
     assert main([*options, "--method", "gmp"]) == 2
-    assert f"--pattern {pattern}: {space} has a width of less than 1" in capsys.readouterr().err
+    assert f"--pattern {pattern}: the space {space} has the parameter width" in capsys.readouterr().err
     assert not storage.exists()
 
 

@@ -124,4 +124,4 @@ def test_torchscript_is_refused_in_a_line(strange: Path, tmp_path: Path) -> None
     assert ran.code == 1
     (failed,) = [line for line in ran.stdout.splitlines() if line.startswith("failed")]
     assert "TorchScript" in failed
-    assert ran.stderr.splitlines() == [f"{own} is not sound: 7 ok, 1 failed, 19 skipped"]
+    assert ran.stderr.splitlines() == [f"{own} is not valid: 7 ok, 1 failed, 19 skipped"]

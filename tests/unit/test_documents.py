@@ -114,7 +114,7 @@ def test_the_example_of_an_own_experiment_is_sound(
 ) -> None:
     monkeypatch.chdir(mine)
     assert main(["check", "mine.py:mine"]) == 0
-    assert "mine.py:mine is sound" in capsys.readouterr().err
+    assert "mine.py:mine is valid" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -82,7 +82,8 @@ def _join(address: str) -> None:
             raise UsageError(f"--address {address!r}: {refusal(str(error), said.read())}") from error
     if missing := why_not(lambda: tuner_here(Path())):
         raise UsageError(
-            f"--address {address!r}: this version of Ray cannot run a study with Ray Client ({missing}): give HOST:PORT"
+            f"--address {address!r}: studies through Ray Client (ray://) do not work with this version of Ray "
+            f"({missing}): give HOST:PORT without ray://, on a machine of the cluster"
         )
 
 

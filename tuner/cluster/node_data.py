@@ -108,8 +108,8 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
             wrong = f"they cannot be loaded ({' '.join(str(error).split())[-200:]})"
         if wrong:
             raise UsageError(
-                f"node {node.address} does not have this machine's data of {experiment.name} ({wrong}): put large "
-                "data into the same --data-dir on all nodes"
+                f"node {node.address}: the data of {experiment.name} are missing or differ from the data on this "
+                f"machine ({wrong}): put the same data into --data-dir on all nodes"
             )
     return NodeArrays({node.id: arrays for node, (_, arrays) in asked.items()})
 

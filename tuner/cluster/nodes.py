@@ -148,7 +148,10 @@ def check_nodes(storage: StudyStorage) -> None:
         if answer.silent:
             raise UsageError(f"node {answer.node.address} {answer.silent}: tune-sparsity doctor says more")
     if different := differences(answers):
-        raise UsageError(f"node {different[0]}: install equal versions (tune-sparsity doctor lists all differences)")
+        raise UsageError(
+            f"node {different[0]}: install the same version on all machines (tune-sparsity doctor lists all "
+            "differences)"
+        )
     for answer in answers:
         if answer.storage:
             shared = f"give a folder that all {len(answers)} nodes and this machine share"

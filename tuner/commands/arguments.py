@@ -8,7 +8,17 @@ import re
 from typing import Any, NoReturn
 
 _UNKNOWN = "unrecognized arguments: "
-STORAGE_HELP = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
+STORAGE_HELP = "folder of studies, or s3://BUCKET/PREFIX (default: ./studies)"
+ADDRESS_HELP = "address of a running Ray: auto, HOST:PORT or ray://HOST:PORT (default: a private Ray is started)"
+TRACKING_HELP = "MLflow's store (default: sqlite:///mlflow.db)"
+WORKERS_HELP = "number of processes that train one trial together (default: 1)"
+CPUS_HELP = "CPUs of each process of a trial (default: 1)"
+GPUS_HELP = "GPUs of each process of a trial: auto, 0, a fraction such as 0.25, or 1 (default: auto)"
+PATIENCE_HELP = "end after N trials in a row that do not improve the best result"
+GROUP_HELP = (
+    "cascade: pair a small network for easy examples with a large network for the others; "
+    "reflect: also train the large network again"
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -56,5 +56,5 @@ def check(arguments: list[str]) -> int:
         print(json.dumps(document, indent=2))
     else:
         told = ", ".join(f"{levels[level]} {level}" for level in Level if levels[level])
-        print(f"{options.experiment} is {'sound' if sound else 'not sound'}: {told}", file=sys.stderr)
+        print(f"{options.experiment} is {'valid' if sound else 'not valid'}: {told}", file=sys.stderr)
     return 0 if sound else 1

@@ -21,7 +21,7 @@ def compare(arguments: list[str]) -> int:
         "--out",
         metavar="FILE",
         type=Path,
-        help="the HTML page to write (compare-A-B.html in the folder of studies, or in ./ for s3://)",
+        help="the HTML page to write (default: compare-A-B.html in the folder of studies; for s3:// in ./)",
     )
     parser.add_storage()
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_sparsity.tuner.cluster.node import trials_at_once
-from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+from tune_sparsity.tuner.commands.arguments import (
+    ADDRESS_HELP,
+    CPUS_HELP,
+    GPUS_HELP,
+    STORAGE_HELP,
+    TRACKING_HELP,
+    WORKERS_HELP,
+    Parser,
+)
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, UsageError, redact
@@ -304,16 +312,12 @@ def doctor(arguments: list[str]) -> int:
         description="Checks the machine, Ray, MLflow and the storage, and says how to correct each problem.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "--address", metavar="ADDRESS", help="address of a running Ray: auto, HOST:PORT, ray://HOST:PORT"
-    )
+    parser.add_argument("--address", metavar="ADDRESS", help=ADDRESS_HELP)
     parser.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
-    parser.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
-    parser.add_argument("--cpus-per-trial", metavar="N", help="CPUs of each worker (1)")
-    parser.add_argument(
-        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a fraction such as 0.25, or 1 (auto)"
-    )
+    parser.add_argument("--tracking-uri", metavar="URI", help=TRACKING_HELP)
+    parser.add_argument("--workers-per-trial", metavar="N", help=WORKERS_HELP)
+    parser.add_argument("--cpus-per-trial", metavar="N", help=CPUS_HELP)
+    parser.add_argument("--gpus-per-trial", metavar="N", help=GPUS_HELP)
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.study_config import make_config
 

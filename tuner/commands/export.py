@@ -19,18 +19,22 @@ def export(arguments: list[str]) -> int:
 
     parser = Parser("tune-sparsity export", description="Writes a network of a study as a file, and checks the file.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
-    parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
+    parser.add_argument("--format", metavar="F", required=True, help=f"format of the file: {', '.join(SUFFIXES)}")
     parser.add_argument(
-        "--network", metavar="NAME", default="best", help="the network: best, best-0.9, front/t0003, group, ... (best)"
+        "--network",
+        metavar="NAME",
+        default="best",
+        help="the network: best, best-0.9, front/t0003, ..., or group: the pair that --group recommends "
+        "(default: best)",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
-        help="the file to write (in the study's folder in export/; for s3:// in ./STUDY/export/)",
+        help="the file to write (default: a file in the study's folder in export/; for s3:// in ./STUDY/export/)",
     )
     parser.add_storage()
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of data sets; the file is checked on validation data")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.format not in SUFFIXES:

@@ -71,13 +71,16 @@ def list_names(arguments: list[str]) -> int:
     """Run the subcommand `list`. Return the exit code."""
     parser = Parser("tune-sparsity list", description="Prints the names that options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
-    parser.add_argument("--show", metavar="NAME", help="print the file of one space, as a template for your own")
+    parser.add_argument("--show", metavar="NAME", help="print the file of a search space, as a template")
     options = parser.parse_args(arguments)
     from tune_sparsity.tuner.errors import UsageError, unknown
 
     if options.kind not in _LISTS:
         raise UsageError(unknown("list", options.kind, _LISTS))
     if options.show is not None and options.kind != "spaces":
-        raise UsageError(f"--show prints spaces, not {options.kind}: use tune-sparsity list spaces --show NAME")
+        raise UsageError(
+            f"--show prints the file of a search space, and does not work with list {options.kind}: use "
+            "tune-sparsity list spaces --show NAME"
+        )
     print(listing(options.kind) if options.show is None else show_space(options.show))
     return EXIT_DONE

@@ -19,11 +19,16 @@ def report(arguments: list[str]) -> int:
     parser = Parser("tune-sparsity report", description="Writes one HTML page about a study, to send to a colleague.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="the page (report.html in the study's folder; for s3:// in ./STUDY/)"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="the page to write (default: report.html in the study's folder; for s3:// in ./STUDY/)",
     )
     parser.add_storage()
     parser.add_argument(
-        "--no-times", action="store_true", help="do not run the best network to measure what its zeros save"
+        "--no-times",
+        action="store_true",
+        help="leave out the table of the bytes and milliseconds that zeros save, which needs measurements",
     )
     options = parser.parse_args(arguments)
     study = read_ended(options.study, options.storage)

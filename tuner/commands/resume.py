@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+from tune_sparsity.tuner.commands.arguments import GROUP_HELP, PATIENCE_HELP, STORAGE_HELP, Parser
 from tune_sparsity.tuner.commands.search import run
 
 
@@ -17,15 +17,8 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new total number of trials")
     parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new time budget, e.g. 30m")
-    parser.add_argument(
-        "--patience", metavar="N", default=argparse.SUPPRESS, help="end after N trials in a row without a gain"
-    )
-    parser.add_argument(
-        "--group",
-        metavar="NAME",
-        default=argparse.SUPPRESS,
-        help="build pairs of a small and a large network: cascade or reflect",
-    )
+    parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help=PATIENCE_HELP)
+    parser.add_argument("--group", metavar="NAME", default=argparse.SUPPRESS, help=GROUP_HELP)
     parser.add_argument(
         "--data-dir", metavar="DIR", default=argparse.SUPPRESS, help="where data sets are, or are downloaded to"
     )

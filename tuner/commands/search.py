@@ -11,10 +11,21 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from typing import Any, NoReturn, TextIO
 
-from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+from tune_sparsity.tuner.commands.arguments import (
+    ADDRESS_HELP,
+    CPUS_HELP,
+    GPUS_HELP,
+    GROUP_HELP,
+    PATIENCE_HELP,
+    STORAGE_HELP,
+    TRACKING_HELP,
+    WORKERS_HELP,
+    Parser,
+)
 from tune_sparsity.tuner.commands.console import say, say_missing
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, EXIT_INFEASIBLE, EXIT_INTERRUPTED
 
+_Group = argparse._ArgumentGroup
 LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they include the imports
 _EPILOG = """\
 also:
@@ -35,61 +46,99 @@ def search_parser() -> Parser:
     """Return the parser for the options of a study. The parser returns values as text, because StudyConfig converts and
     checks them."""
     parser = Parser(
-        description="Finds the most accurate network with a sparsity of at least S, and the front of all networks. "
-        "If a help text ends with parentheses, they contain the default.",
+        description="Finds the most accurate network with a sparsity of at least S, and the front of all networks.",
         epilog=_EPILOG,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=_version())
-    what = parser.add_argument_group("what to find")
+    _add_goals(parser.add_argument_group("what to find"))
+    _add_search(parser.add_argument_group("how to search"))
+    _add_resources(parser.add_argument_group("where to run"))
+    _add_records(parser.add_argument_group("where to keep it"))
+    return parser
+
+
+def _add_goals(what: _Group) -> None:
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
     what.add_argument("--max-macs", metavar="N", help="largest number of multiply-adds; needs --pattern neurons")
     what.add_argument("--max-latency", metavar="T", help="longest forward pass, e.g. 2ms; needs --pattern neurons")
-    what.add_argument("--latency-batch", metavar="N", help="examples in the batch that is timed for --max-latency (1)")
-    what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
-    what.add_argument("--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (digits)")
-    what.add_argument("--method", metavar="NAME", help="one method, or several with commas, e.g. lpss,gmp (lpss)")
-    what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
+    what.add_argument(
+        "--latency-batch", metavar="N", help="examples in the batch that is timed for --max-latency (default: 1)"
+    )
+    what.add_argument(
+        "--max-bytes", metavar="N", help="largest file of the network in the export format packed, e.g. 10000 or 10kB"
+    )
+    what.add_argument(
+        "--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (default: digits)"
+    )
+    what.add_argument(
+        "--method", metavar="NAME", help="one method, or several with commas, e.g. lpss,gmp (default: lpss)"
+    )
+    what.add_argument(
+        "--space",
+        metavar="NAME|FILE",
+        help="search space: a name from `tune-sparsity list spaces`, or a .yaml file (default: the method's own space)",
+    )
     what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
-    how = parser.add_argument_group("how to search")
-    how.add_argument("--trials", metavar="N", help="number of trials (32)")
+
+
+def _add_search(how: _Group) -> None:
+    how.add_argument("--trials", metavar="N", help="number of trials (default: 32)")
     how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
-    how.add_argument("--patience", metavar="N", help="end after N trials in a row without a gain")
-    how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
-    how.add_argument("--seed", metavar="N", help="seed of the sampler, the weights and the order of examples (0)")
+    how.add_argument("--patience", metavar="N", help=PATIENCE_HELP)
+    how.add_argument("--epochs", metavar="N", help="epochs of a trial (default: the experiment's own number)")
     how.add_argument(
-        "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
+        "--seed", metavar="N", help="seed of the sampler, the weights and the order of examples (default: 0)"
     )
-    how.add_argument("--group", metavar="NAME", help="build pairs of a small and a large network: cascade or reflect")
-    how.add_argument("--ensemble", metavar="NAME", help="resample: build an ensemble of networks near the best network")
-    how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
-    how.add_argument("--final-seeds", metavar="N", help="train each method's best trial again with N other seeds (0)")
-    how.add_argument("--sampler", metavar="NAME", help="a name from `tune-sparsity list samplers` (tpe)")
-    how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="learn from the trials of earlier studies")
-    how.add_argument("--scheduler", metavar="NAME", help="asha stops bad trials early; none never stops a trial (asha)")
-    where = parser.add_argument_group("where to run")
-    where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
-    where.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
-    where.add_argument("--cpus-per-trial", metavar="N", help="CPUs of each worker (1)")
+    how.add_argument(
+        "--pattern",
+        metavar="PATTERN",
+        help="pattern of the zeros: neurons, 2:4, block:4x1, ... (default: the experiment's own pattern)",
+    )
+    how.add_argument("--group", metavar="NAME", help=GROUP_HELP)
+    how.add_argument(
+        "--ensemble",
+        metavar="NAME",
+        help="resample: build an ensemble of networks whose weights differ a little from those of the best network",
+    )
+    how.add_argument("--members", metavar="N", help="number of networks in the ensemble (default: 10)")
+    how.add_argument(
+        "--final-seeds", metavar="N", help="train each method's best trial again with N other seeds (default: 0)"
+    )
+    how.add_argument("--sampler", metavar="NAME", help="a name from `tune-sparsity list samplers` (default: tpe)")
+    how.add_argument(
+        "--warm-start",
+        metavar="STUDY",
+        nargs="+",
+        help="names or folders of earlier studies, to learn from their trials",
+    )
+    how.add_argument(
+        "--scheduler", metavar="NAME", help="asha stops bad trials early; none never stops a trial (default: asha)"
+    )
+
+
+def _add_resources(where: _Group) -> None:
     where.add_argument(
-        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a fraction such as 0.25, or 1 (auto)"
+        "--concurrency", metavar="N", help="number of trials at the same time (default: as many as there is room for)"
     )
-    where.add_argument(
-        "--address",
-        metavar="ADDRESS",
-        help="address of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private Ray)",
-    )
-    record = parser.add_argument_group("where to keep it")
+    where.add_argument("--workers-per-trial", metavar="N", help=WORKERS_HELP)
+    where.add_argument("--cpus-per-trial", metavar="N", help=CPUS_HELP)
+    where.add_argument("--gpus-per-trial", metavar="N", help=GPUS_HELP)
+    where.add_argument("--address", metavar="ADDRESS", help=ADDRESS_HELP)
+
+
+def _add_records(record: _Group) -> None:
     record.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
-    record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
-    record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
+    record.add_argument(
+        "--study", metavar="NAME", help="the study's name (default: made from the experiment, the target and the time)"
+    )
+    record.add_argument("--tracking-uri", metavar="URI", help=TRACKING_HELP)
     record.add_argument("--register", metavar="NAME", help="put the best network into MLflow's registry")
     record.add_argument("--system-metrics", action="store_true", help="also log this machine's load to MLflow")
     record.add_argument("--config", metavar="FILE", help="YAML with these options; the command line overrides it")
     record.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
-    return parser
 
 
 def _version() -> str:

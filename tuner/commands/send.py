@@ -63,7 +63,8 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
         raise UsageError(f"--tracking-uri: {error}") from None
     if not chosen and (before := written_to(study_folder)) not in (None, redact(uri)):
         raise UsageError(
-            f"the study has used {before}, and the password of this URI is not stored: give --tracking-uri"
+            f"the study's data were last sent to {before}, and its settings do not contain this URI: give the URI, "
+            "with its password if it has one, as --tracking-uri"
         )
     own_environment()
     with only_one(study_folder, wait=False) as alone:
@@ -92,7 +93,7 @@ def send(arguments: list[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
     parser.add_argument(
-        "--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another MLflow store (the study's)"
+        "--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="MLflow's store (default: the study's store)"
     )
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.files import read_study

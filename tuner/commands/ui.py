@@ -30,10 +30,18 @@ def ui(arguments: list[str]) -> int:
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity ui", description="Opens a study in MLflow's UI, for this machine only.")
-    parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder (all studies)")
+    parser.add_argument(
+        "study", metavar="STUDY", nargs="?", help="the study's name, or its folder (default: all studies)"
+    )
     parser.add_storage()
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
-    parser.add_argument("--port", metavar="N", help=f"the server's port ({PORT}, or a free port)")
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's store (default: the study's store; without STUDY, sqlite:///mlflow.db)",
+    )
+    parser.add_argument(
+        "--port", metavar="N", help=f"the server's port (default: {PORT}, or any free port if {PORT} is in use)"
+    )
     options = parser.parse_args(arguments)
     uri, page = options.tracking_uri, ""
     if options.study:
@@ -45,7 +53,7 @@ def ui(arguments: list[str]) -> int:
     uri = resolve_tracking_uri(uri)
     check_store(uri)
     if re.match(r"https?://", uri):
-        print(f"{uri.rstrip('/')}{page}  (the MLflow server shows the UI itself)")
+        print(f"{uri.rstrip('/')}{page}  (open this page of your MLflow server; no other server is started)")
         return 0
     port = free_port(options.port)
     print("MLflow's server starts. This may take half a minute.", file=sys.stderr)

@@ -71,8 +71,8 @@ def check_withheld(config: StudyConfig) -> None:
     uri = read_about(config).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(
-            f"the study's runs are in {uri}, and the password of this URI is not stored: give the URI with its "
-            "password, with MLFLOW_TRACKING_URI or --tracking-uri"
+            f"the study's runs are in {uri}, and study.yaml does not contain the password of this URI: give the URI "
+            "and its password again, as --tracking-uri or in the variable MLFLOW_TRACKING_URI"
         )
 
 

@@ -272,9 +272,9 @@ class StudyConfig(BaseModel):
         goal = self._goal(weights)
         if (left := weights - zeros_for(goal.highest, weights)) < layers:
             raise UsageError(
-                f"--{'target' if self.front is None else 'front'} {goal.highest!r}: this leaves {left} of the "
-                f"network's {weights:,} prunable weights, and each of its {layers} layers needs one: give at most "
-                f"{sparsity_of(weights - layers, weights)!r}"
+                f"--{'target' if self.front is None else 'front'} {goal.highest!r}: only {left} of the {weights:,} "
+                f"prunable weights would stay nonzero, but each of the {layers} prunable layers needs a nonzero "
+                f"weight: give at most {sparsity_of(weights - layers, weights)!r}"
             )
         return goal
 

@@ -38,8 +38,8 @@ def check_gpus(config: StudyConfig) -> None:
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(
-            f"--gpus-per-trial {wanted:g}: torch can use {have} GPUs of this machine: give auto or 0, or the "
-            "--address of a cluster with GPUs"
+            f"--gpus-per-trial {wanted:g}: this machine has {have or 'no'} GPUs that torch can use: give auto or 0, "
+            "or use --address with a cluster that has GPUs"
         )
 
 
@@ -56,7 +56,8 @@ def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
         )
     if config.max_bytes is not None:
         raise UsageError(
-            f"--pattern {pattern}: --max-bytes needs unstructured zeros: give --target instead, or no --pattern"
+            f"--pattern {pattern}: --max-bytes needs unstructured zeros: give --target instead of --max-bytes, or "
+            "leave out the pattern"
         )
 
 

@@ -182,8 +182,8 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
         if experiment.baseline is None:
             name, metric = experiment.name, goal.objective.name
             raise UsageError(
-                f"--experiment: the worst value of {metric} is not known: set {name}.baseline to the {metric} of an "
-                "untrained network"
+                f"--experiment: the study needs a baseline, because the metric {metric} has no known worst value: set "
+                f"the attribute baseline of {name} to the {metric} of an untrained network"
             )
         return replace(goal, baseline=experiment.baseline)
     try:
@@ -250,8 +250,9 @@ class _Network(NamedTuple):
             spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
             if self.size.pattern != UNSTRUCTURED and any(map(searches_width, spaces)):
                 raise UsageError(
-                    f"--pattern {self.size.pattern}: {config.space or experiment.space} has a width of less than 1, "
-                    "which no pattern allows: give no pattern, or leave the width out"
+                    f"--pattern {self.size.pattern}: the space {config.space or experiment.space} has the parameter "
+                    "width, so trials may begin with fewer neurons, and this does not work with a pattern: leave out "
+                    "the pattern, or remove width from the space"
                 )
             if config.space is None and (limit := self.limit(config)):
                 spaces = spaces_within(limit, spaces)
@@ -295,7 +296,7 @@ class _Network(NamedTuple):
             try:
                 rules = with_neurons(experiment.layers, self.model, example, experiment.forward)
             except ValueError as error:
-                raise UsageError(f"--{error}") from None
+                raise UsageError(f"--pattern neurons: {str(error).removeprefix('pattern neurons: ')}") from None
         network = self._replace(size=replace(self.size, pattern=rules.pattern))
         if config.max_macs is None and config.max_latency is None:
             network._check_reach(config, goal)

@@ -51,7 +51,9 @@ def group_named(study: EndedStudy, name: str) -> dict[str, Any]:
         there = (
             ", ".join(groups) or f"none. `tune-sparsity resume {study.config.study} --group cascade` looks for groups"
         )
-        raise UsageError(f"--network {name}: study {study.config.study} has no such group. Its groups: {there}")
+        raise UsageError(
+            f"--network {name}: study {study.config.study} has no such group of two networks. Its groups: {there}"
+        )
     return found
 
 

@@ -47,9 +47,9 @@ def spaces_of(
         own = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
         spaces = [suits if suits and suits.method == method else own_space(own[method]) for method in own]
         if not any(reaches(space, goal.lowest) or _small(space, goal) for space in spaces):
-            other = " or --max-bytes" if BINARY in config.method else ""
+            other = ", --max-bytes" if BINARY in config.method else ""
             raise UsageError(
-                f"--method {','.join(config.method)} never prunes: give --target 0{other}, or another method"
+                f"--method {','.join(config.method)} never prunes: give --target 0 (no zeros){other} or another method"
             )
         return spaces
     if not is_built_in(config.space) and Path(config.space).suffix not in {".yaml", ".yml"}:
@@ -128,7 +128,7 @@ def _default(method: str) -> float:
 
 
 def range_of(distribution: BaseDistribution) -> Range:
-    """Return the range of a final sparsity with this distribution."""
+    """Return the values of a distribution of final sparsities as a `Range`."""
     values = _values(distribution)
     if not values:
         assert isinstance(distribution, FloatDistribution)

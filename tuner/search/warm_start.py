@@ -1,5 +1,6 @@
-"""Lets a new study begin with results of earlier studies: with their trials if the search spaces agree, otherwise with
-their best parameters."""
+"""Lets a new study begin with results of earlier studies. It uses those of their trials that the new study itself could
+have run. If the best trial of an earlier study is not among them, the new study tries the parameters of this best trial
+first."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ class WarmStart:
     """Results of earlier studies with which a new study begins.
 
     Attributes:
-        trials: completed and stopped trials from which the sampler learns. Their experiment is that of the new study,
-            and their parameters lie in the new study's search spaces. They have the numbers of the study from which
-            they come.
+        trials: completed and stopped trials from which the sampler learns. They have trained the experiment of the new
+            study (see `alike` in `warm_start`), with parameters from the search spaces of the new study. Each trial
+            keeps the trial number that it has in its earlier study.
         points: (method, parameters) pairs to try first. If the best trial of an earlier study is not in `trials`, its
             parameters are here.
     """
@@ -53,8 +54,8 @@ def warm_start(
         storage: the storage of the new study.
         spaces: the search spaces of the new study, one for each method.
         target: the lowest feasible sparsity in the new study.
-        alike: settings from study.yaml, such as the experiment and the epochs. If an earlier study has other values of
-            these settings, only its best parameters are used.
+        alike: settings of the new study, as a dict from names in study.yaml to values, such as the experiment and the
+            number of epochs. If an earlier study has other values in its study.yaml, only its best parameters are used.
         objective: the objective of the new study. If an earlier study has another objective, only its best parameters
             are used.
 
@@ -74,7 +75,8 @@ def warm_start(
         best = best_trial(ended, target) or best_trial(ended, 0.0)
         if best is None:
             raise UsageError(
-                f"--warm-start {study}: this study has no completed trial of {' or '.join(by_method)} to learn from"
+                f"--warm-start {study}: the earlier study has no completed trial of {' or '.join(by_method)}, the "
+                f"new study's {'method' if len(by_method) == 1 else 'methods'}"
             )
         trials += carried
         if not any(record is best for record in carried):

@@ -1,9 +1,11 @@
 """Claim a study in an object store with a lease, because an object store has no locks. The lease is an object in the
-store that the driver of the study rewrites every few seconds.
+store. The driver (the process that runs the study) rewrites this object every few seconds, with its own token: a random
+text.
 
-A second driver sees that the object changes, and refuses to start. A driver that finds another driver's object stops
-writing. Two drivers can train at the same time only in one case: the first driver cannot reach the store for more than
-TTL seconds. A second driver may then start. The first driver stops as soon as it reaches the store again.
+A second driver sees that the object changes, and refuses to start. If a driver finds the token of another driver in the
+object, it stops writing. Two drivers can train at the same time only in one case: the first driver cannot reach the
+store for more than 40 seconds (TTL). A second driver may then start. The first driver stops as soon as it reaches the
+store again.
 """
 
 from __future__ import annotations
@@ -69,8 +71,9 @@ class Lease:
         return before is not None and here != before.get("token")
 
     def mark(self) -> None:
-        """Write this driver's token into the folder. A later driver compares this token with the token in the store. If
-        they are equal, the folder has the study's newest files. Raise OSError if writing fails."""
+        """Write this driver's token into a file in the folder. A later driver compares the token in the folder with the
+        token in the store. If they are equal, the folder has the study's newest files. Raise OSError if writing
+        fails."""
         (self._folder / MARK).write_text(self._token)
 
     @property

@@ -47,7 +47,7 @@ class S3Prefix:
         bucket: the name of the bucket.
         prefix: the prefix without "/" at its ends, or "" for the whole bucket.
         endpoint: http(s)://HOST[:PORT], or "" for Amazon's endpoint.
-        region: the region, or "" if the client chooses it.
+        region: the region, or "" if pyarrow's client chooses it.
     """
 
     bucket: str
@@ -93,10 +93,11 @@ class S3Prefix:
                 return
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted names of all objects below this prefix.
+        """Return the sorted names of all objects below this prefix. The names are relative to this prefix.
 
         Args:
-            under: a name. If it is not "", return only the names of objects below it.
+            under: a folder, relative to this prefix. Return only the names of objects in this folder and its
+                subfolders, or all names if it is "".
 
         Raises:
             StoreError: if the store cannot be read.
@@ -105,8 +106,8 @@ class S3Prefix:
         return sorted(info.path[start:] for info in self._listed(under, recursive=True) if info.is_file)
 
     def children(self) -> list[str]:
-        """Return the sorted names of the direct subfolders: the first parts of all names with several parts. Raise
-        StoreError if the store cannot be read."""
+        """Return the sorted names of the direct subfolders. If there is an object "a/b/c", then "a" is a direct
+        subfolder. Raise StoreError if the store cannot be read."""
         return sorted(info.base_name for info in self._listed("", recursive=False) if not info.is_file)
 
     def reach(self) -> None:
@@ -156,8 +157,8 @@ def parse_store(uri: str) -> S3Prefix:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Return the parts of an object's name, which "/" separates. Raise ValueError if a part contains a character that
-    is not allowed, or is longer than 200 characters, or is "." or ".."."""
+    """Split an object's name at "/", and return its parts. Raise ValueError if a part contains a character that is not
+    allowed, or is longer than 200 characters, or is "." or ".."."""
     parts = tuple(name.split("/")) if name else ()
     for part in parts:
         if part in (".", "..") or not _PART.fullmatch(part):
@@ -169,7 +170,8 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 @contextmanager
 def told(store: S3Prefix) -> Iterator[None]:
-    """Convert errors of the store's client within this block into StoreError. Do not convert FileNotFoundError."""
+    """Convert OSError and ImportError, which pyarrow raises in the `with` block, into StoreError. FileNotFoundError is
+    not converted."""
     try:
         yield
     except (FileNotFoundError, StoreError):
@@ -179,7 +181,8 @@ def told(store: S3Prefix) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return the reason of an error of the store's client, in one line without technical codes where possible."""
+    """Describe an error of pyarrow's S3 client in one line. The line is in plain words for well-known errors, and the
+    text of the error for all others."""
     text = " ".join(str(error).split())
     if any(word in text for word in _DENIED):
         return _WHY["ACCESS_DENIED"]
@@ -189,7 +192,7 @@ def reason(error: Exception) -> str:
 
 
 def _knock(endpoint: str) -> None:
-    """Raise OSError if nothing listens at the endpoint. Without this check, the store's client would try for longer."""
+    """Raise OSError if nothing listens at the endpoint. Without this check, pyarrow's client would try for longer."""
     parts = urlsplit(endpoint)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

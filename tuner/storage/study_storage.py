@@ -40,17 +40,23 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Check that files can be created in this storage, and leave none. Raise UsageError if they cannot."""
+        """Check that files can be created in this storage, by creating and removing one. Raise UsageError if this
+        fails."""
 
     @abstractmethod
     def probe(self, name: str) -> AbstractContextManager[Place]:
-        """Return a context manager. It yields a new Place with this name in the storage. After the block, the Place and
-        its files are removed. Entering the block raises OSError if the Place cannot be created."""
+        """Create a temporary `Place` (a folder or a prefix) in this storage, to test whether other machines can use the
+        storage. Use the result in a `with` statement, which removes the place at its end. Raise OSError if the place
+        cannot be created."""
 
     @abstractmethod
     def studies(self, file: str = STUDY_YAML) -> list[str]:
-        """Return the sorted names of the studies that have this file. For an object store, return the names of all
-        studies. Raise OSError if the storage cannot be read."""
+        """Return the sorted names of the studies in this storage. Raise OSError if the storage cannot be read.
+
+        Args:
+            file: a file name, such as "study.yaml". If this storage is a folder, return only the studies that have this
+                file. An object store ignores this argument.
+        """
 
     @abstractmethod
     def address(self, study: str) -> str:
@@ -62,10 +68,10 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def results(self, name: str) -> Path:
-        """Return a path on this machine for files that are made from ended studies, such as exports.
+        """Return a path on this machine for a file or folder that is made from ended studies, such as their exports.
 
         Args:
-            name: the name of a study, or another name for the file or folder.
+            name: the last part of the returned path, such as the name of a study.
         """
 
     @abstractmethod
@@ -81,14 +87,14 @@ class StudyStorage(ABC):
             study: the study's name in this storage. If this storage is a folder, the study's folder is accepted, too.
 
         Raises:
-            UsageError: if a folder does not contain the study, or if no study can have this name. An object store is
-                not asked whether the study exists.
+            UsageError: if this storage is a folder and does not contain the study, or if no study can have this name.
+                An object store is not asked whether the study exists.
         """
 
     @abstractmethod
     def study_yaml(self, study: str) -> Path:
-        """Return the path of the study's study.yaml on this machine. For an object store, the path is that of a copy,
-        and UsageError is raised if there is no such file."""
+        """Return the path of the study's study.yaml on this machine. If this storage is a folder, the file may be
+        missing. From an object store, this method downloads a copy of the file, and raises UsageError if it cannot."""
 
     @abstractmethod
     def readable(self, study: str) -> Path:
@@ -164,7 +170,7 @@ class StudyStorage(ABC):
         return UsageError(f"there is no study {study!r} in {self}; {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return the result of `studies` as a text for an error message. Raise OSError if the storage cannot be
+        """Return the names in `studies(file)` as a text for an error message. Raise OSError if the storage cannot be
         read."""
         there = ", ".join(self.studies(file))
         return f"the studies there are: {there}" if there else "there are no studies"
@@ -263,7 +269,8 @@ class S3Storage(StudyStorage):
         return str(self.prefix)
 
     def study(self, name: str) -> S3Prefix:
-        """Return the prefix of a study. Raise UsageError if no study can have this name, for example a path."""
+        """Return the prefix of a study. Raise UsageError if no study can have this name, for example if it is a path
+        such as "a/b"."""
         if not STUDY_NAME.fullmatch(name):
             raise UsageError(f"{name[:100]!r} is no study's name: for a study in {self}, give its name without a path")
         return self.prefix / name

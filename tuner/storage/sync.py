@@ -1,8 +1,8 @@
 """Copy a study's files to an object store while the study runs, in a thread, so that no trial waits for the store.
 
-At any time, the files in the store are those of a study that can be resumed. To ensure this, a network is copied before
-Optuna's journal that contains its trial. Removed networks are removed from the store after the journal. If the store
-does not answer, the thread tries again as long as the study runs.
+At any time, the files in the store are those of a study that can be resumed. To ensure this, each round of copying
+sends new networks first. Then it sends Optuna's journal, which lists their trials. At the end it removes from the store
+the networks that the study has removed. If the store does not answer, the thread tries again as long as the study runs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ Signature = tuple[int, int, int]
 
 
 class Mirror:
-    """Keeps a copy of a study's folder in the store. Use this object as a context manager.
+    """Keeps a copy of a study's folder in the store. Use this object as a context manager. A thread runs rounds. Each
+    round sends the files that have changed since the last round (see `round`).
 
     Args:
         study: the study's prefix in the store.
         folder: the study's folder. Only this process and the process that writes to MLflow write there.
         owner: the claim of this process on the study.
-        arrived: the names of files that are already equal in the store and in the folder.
+        arrived: the names of files that need not be sent, because the store already has their current contents.
 
     Attributes:
-        also: a function that is called in each complete round of copying, for other work in the store.
+        also: a function that is called at the end of each complete round. It may do more work in the store. A study
+            removes old checkpoints there.
         lost: the reason why this process may no longer write to the study, or "" if it may.
-        complete: whether all files arrived in the last round.
+        complete: whether the last round has sent all files that had changed.
     """
 
     def __init__(self, study: S3Prefix, folder: Path, owner: Lease, arrived: Iterable[str] = ()) -> None:
@@ -72,15 +74,15 @@ class Mirror:
         if self._why and not self.lost:
             missing = sum(self._sent.get(name) != signature for name, signature in self._files().items())
             print(
-                f"Not in {self.study}: {missing} files, since {self._why}. They are in {self._folder}. To send them: "
-                f"tune-sparsity resume {self._folder.name} --storage {self.study.parent}",
+                f"Not in {self.study}: {missing} files, because {self._why}. They are in {self._folder}. This command "
+                f"sends them: tune-sparsity resume {self._folder.name} --storage {self.study.parent}",
                 file=sys.stderr,
                 flush=True,
             )
 
     def settle(self) -> None:
-        """Send all current files, if the store answers. Call this method before the study writes its best networks at
-        its end."""
+        """Send all current files, if the store answers. Call this method when the training has ended, before the study
+        writes the folders of its best networks."""
         if not self.lost:
             self._try_round()
 
@@ -125,8 +127,9 @@ class Mirror:
         return self.complete
 
     def round(self) -> bool:
-        """Send the new and changed files. Return False if the study removed a network during the round. In this case,
-        the journal is not sent before the next round, because it may contain a trial whose network is not in the store.
+        """Send the new and changed files. Return True if the round is complete. Return False if the study removed a
+        network before it was sent. The journal then waits for the next round, because it may list the trial of the
+        removed network, and the store would not have this network.
 
         Raises:
             OSError: if the store fails.
@@ -190,7 +193,8 @@ class Mirror:
             return None
 
     def _files(self) -> dict[str, Signature]:
-        """Return the name of each file of the study -> a signature, which changes if the file's content changes."""
+        """Return a dict from the names of the study's files to their signatures. A signature changes if the content of
+        its file changes."""
         found = {}
         for folder, _, names in os.walk(self._folder):
             for name in names:

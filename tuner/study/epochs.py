@@ -40,7 +40,7 @@ class EpochLog:
         Args:
             number: the trial's number.
             epoch: the epoch's number, from 1.
-            metrics: the metrics by name.
+            metrics: a dict from the names of metrics to their values.
             objective: the objective of the study, which decides the columns of a new file.
         """
         try:
@@ -65,7 +65,8 @@ class EpochLog:
 
 
 def read_epochs(path: Path) -> dict[int, Series]:
-    """Return the number of each trial -> its epochs. Return an empty dict if the file cannot be read.
+    """Return a dict from the numbers of trials to their epochs (see `Series`). Return an empty dict if the file cannot
+    be read.
 
     A trial that continued from a checkpoint may have trained some epochs twice. In this case, the result contains these
     epochs once, with the metrics of the second training. Rows that were not written completely are left out.

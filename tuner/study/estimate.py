@@ -19,15 +19,17 @@ class Estimate(NamedTuple):
 def shrunk(value: float, values: Sequence[float], examples: int) -> Estimate:
     """Estimate the metric of a chosen trial on new data, by shrinking its value towards the mean of all trials.
 
-    The sampling error of each value is that of a proportion of `examples` examples. The larger this error is, compared
+    Each value has a sampling error, because the validation data are only a sample. This function computes the error as
+    if each value were a proportion of correct answers among `examples` examples. The larger this error is, compared
     with the spread of the values, the nearer the estimate is to the mean of the values. This is the positive-part
     James-Stein estimator towards the mean: Efron and Morris, "Data analysis using Stein's estimator and its
     generalizations", Journal of the American Statistical Association 70 (1975). The estimator needs at least four
     values. With fewer values, the estimate is the value itself.
 
-    The standard error is that of a single trial. It is not smaller for many trials, because all trials share their
-    validation examples. Its formula is that of the interval of Agresti and Coull, "Approximate is better than exact for
-    interval estimation of binomial proportions", The American Statistician 52 (1998). It is not 0 for values of 0 or 1.
+    The standard error of the estimate is the standard error of a single trial. More trials do not make the error
+    smaller, because all trials share their validation examples. The formula comes from the confidence interval of
+    Agresti and Coull, "Approximate is better than exact for interval estimation of binomial proportions", The American
+    Statistician 52 (1998). With this formula, the error is not 0 for values of 0 or 1.
 
     Args:
         value: the validation metric of the chosen trial: the mean of a score in [0, 1] over the examples.

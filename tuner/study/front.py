@@ -20,10 +20,11 @@ class FrontTracker:
 
     Attributes:
         front: the feasible front, in order of increasing sparsity.
-        candidates: the result of `goal.candidates` for a goal with a limit of milliseconds. At the end of the study,
-            the networks of these trials are timed in this order until one meets the limit. For any other goal, the list
-            is empty.
-        since_gain: the number of trials that have ended, in any state, since a trial last improved the goal's score.
+        candidates: the result of `Goal.candidates` if the goal has a limit of milliseconds. At the end of the study,
+            the networks of these trials are timed in this order until a network meets the limit. For any other goal,
+            the list is empty.
+        since_gain: the number of trials that have ended, in any state, since the last trial that improved the study's
+            result (see `Goal.score`).
     """
 
     def __init__(self, goal: Goal, records: Iterable[TrialRecord] = ()) -> None:
@@ -42,11 +43,12 @@ class FrontTracker:
 
     @property
     def reported(self) -> list[TrialRecord]:
-        """Return the trials whose networks could be reported if the study ended now."""
+        """Return the trials whose networks the study would report if it ended now. For a goal with a limit of
+        milliseconds, return all `candidates`, because only a measurement decides which of them is reported."""
         return self.candidates or self.goal.reported(self.front)
 
     def add(self, record: TrialRecord) -> bool:
-        """Add a trial that has ended. Return whether the trial has improved the goal's score (see Goal.score)."""
+        """Add a trial that has ended. Return whether the trial has improved the study's result (see Goal.score)."""
         self.since_gain += 1
         if self.goal.kind is GoalKind.MAX_LATENCY:
             self.candidates = self.goal.candidates([*self.candidates, record])

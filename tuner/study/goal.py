@@ -37,21 +37,22 @@ class Goal:
 
     Attributes:
         targets: the sparsities for which the study searches the best network, in ascending order. A front has one
-            target, its lower end.
+            target, its lower end. A goal with a limit has one target, which is computed from the limit.
         ceiling: the upper end of a front; None for the other goals.
-        max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target is then the
-            sparsity with this number.
-        max_bytes: the largest allowed size of a network's packed file; None for the other goals. The target is then the
-            approximate sparsity that this size needs.
+        max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target is the sparsity
+            of a network that has exactly this number of nonzero weights.
+        max_bytes: the largest allowed size of a network's packed file (this package's smallest file format); None for
+            the other goals. The target is the approximate sparsity that this size needs.
         max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. The target is
-            then the fraction of the multiply-adds with prunable weights that must be removed.
+            not a fraction of weights here: it is the fraction of the prunable layers' multiply-adds that a network must
+            save.
         max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. During the
             search, `max_macs` is the number of multiply-adds that is expected to meet this limit. At the end of the
             study, `max_macs` is the number that met the limit in a measurement.
         latency_batch: for `max_latency`, the number of examples in the batch.
         objective: the metric that networks are judged by.
-        baseline: the value from which the hypervolume is measured: 0 for accuracy, and the untrained network's value
-            for a metric without a worst value.
+        baseline: the value of the metric from which the hypervolume is measured. It is the metric's worst value, such
+            as 0 for accuracy. If the metric has no worst value, it is the metric of the untrained network.
     """
 
     targets: tuple[float, ...]
@@ -94,8 +95,8 @@ class Goal:
 
     @property
     def lowest(self) -> float:
-        """Return the lowest target. A feasible trial has at least this sparsity, unless the goal is a number of bytes
-        or multiply-adds."""
+        """Return the lowest target. A feasible trial has at least this sparsity. If the goal has a limit of bytes,
+        multiply-adds or milliseconds, a trial needs no particular sparsity."""
         return self.targets[0]
 
     @property
@@ -110,11 +111,11 @@ class Goal:
 
     @property
     def searched(self) -> tuple[float, float]:
-        """Return the range of the sparsities at which trials end, as (lowest, highest). The file of a search space
-        refers to the two numbers by the words `target` and `above`.
+        """Return the range of the sparsities at which trials end, as (lowest, highest). In the file of a search space,
+        the word `target` means the lowest sparsity, and the word `above` means the highest.
 
-        With one target, the range begins at the target and ends after a fifth of the distance from the target to 1. The
-        trials above the target show how much accuracy a higher sparsity costs.
+        With several targets or a front, the range has the same ends as the goal. With one target t, the highest
+        sparsity is t + 0.2 (1 - t). The trials above the target show how much accuracy a higher sparsity costs.
         """
         if self.multi_objective:
             return self.lowest, self.highest
@@ -160,8 +161,8 @@ class Goal:
         return [record for record in some if record.feasible(least)]
 
     def candidates(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Return a list for a goal with a limit of multiply-adds. Its first element is the best feasible trial. Each
-        later element is the best feasible trial with fewer multiply-adds than the element before it."""
+        """Return the trials whose networks are timed if the goal has a limit of milliseconds. The first one is the best
+        feasible trial. Each later one is the best feasible trial with fewer multiply-adds than the trial before it."""
         records, goal, found = list(records), self, list[TrialRecord]()
         while (best := goal.best(records)) is not None:
             found.append(best)
@@ -191,8 +192,8 @@ class Goal:
         return list({record.number: record for record in found if record is not None}.values())
 
     def folders(self, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-        """Return the networks that the study writes: the name of a folder in the study's folder -> the trial whose
-        network it contains.
+        """Return a dict from the names of folders to trials. The study writes these folders into its own folder. Each
+        folder contains the network of its trial.
 
         The folder of the best trial is `best`. With several targets, the best trial at each target also has a folder
         such as `best-0.8`. With a front, each trial on the front also has the folder `front/TRIAL`.
@@ -229,8 +230,8 @@ class Goal:
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
-        """Return the hypervolume: the area that the feasible trials dominate, measured from `reference`. Sparsities
-        above a front's upper end count as the upper end."""
+        """Return the hypervolume: the area that the feasible trials dominate, measured from `reference`. If the goal is
+        a front, a trial above the front's upper end counts as if its sparsity were the upper end."""
         points = points_of(record for record in records if self.feasible(record))
         if self.ceiling is not None:
             points = [(min(sparsity, self.ceiling), merit) for sparsity, merit in points]
@@ -248,12 +249,12 @@ class Goal:
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """Return the score of a study so far, a tuple of numbers. The numbers never fall. A trial brings a gain if at
-        least one of the numbers rises.
+        """Return the score of a study so far, as a tuple of numbers that never fall. A trial brings a gain if at least
+        one of the numbers rises.
 
-        The score contains the best merit (see Objective) at each target, or minus infinity if no network meets the
-        target. For a front, the hypervolume comes first. The score of a front also contains the best merit, because a
-        network whose sparsity is exactly the front's lower end adds no hypervolume.
+        The tuple contains the best merit (see Objective) at each target, or minus infinity if no network meets the
+        target. For a front, it contains two numbers: the hypervolume, and the best merit of a feasible network. The
+        merit is needed because a network exactly at the front's lower end adds no hypervolume.
 
         Args:
             front: the study's feasible front.
@@ -283,18 +284,18 @@ class Goal:
 
 
 def at_targets(*targets: float) -> Goal:
-    """Return the goal of the best network at each of these sparsities. Raise ValueError if a sparsity is outside
+    """Return a goal: to find the best network at each of these sparsities. Raise ValueError if a sparsity is outside
     [0, 1), or if the sparsities are not in ascending order."""
     return Goal(targets)
 
 
 def along_front(low: float, high: float) -> Goal:
-    """Return the goal of the front between two sparsities, with 0 <= low < high < 1. Raise ValueError for others."""
+    """Return a goal: to find the front between two sparsities. Raise ValueError unless 0 <= low < high < 1."""
     return Goal((low,), ceiling=high)
 
 
 def at_most(nonzero: int, weights: int) -> Goal:
-    """Return the goal of the best network with at most `nonzero` nonzero weights.
+    """Return a goal: to find the best network with at most `nonzero` nonzero weights.
 
     Args:
         nonzero: the largest number of nonzero prunable weights.
@@ -309,7 +310,7 @@ def at_most(nonzero: int, weights: int) -> Goal:
 
 
 def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
-    """Return the goal of the best network whose packed file has at most `most` bytes.
+    """Return a goal: to find the best network whose packed file (see `Goal`) has at most `most` bytes.
 
     Args:
         most: the largest size of the packed file in bytes.
@@ -324,7 +325,7 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 def sparsity_of(zeros: int, weights: int) -> float:
     """Return the largest target sparsity that a network meets if `zeros` of its `weights` prunable weights are zero.
-    See tune_sparsity.sparsity.masks.sparsity_with, which this function calls."""
+    The result is zeros / weights, or the next smaller float if rounding made this quotient too large."""
     from tune_sparsity.sparsity.masks import (
         sparsity_with,  # imported here, because it imports torch, which the progress display does not need
     )

@@ -24,11 +24,11 @@ PRECISION = "precision"  # a key in the same metadata: sparsity.few_bits.Precisi
 
 
 def weights_file(folder: Path, number: int) -> Path:
-    """Return the temporary file of the trained network of trial `number`. The driver tests the network at the study's
-    end, and then writes it to another folder.
+    """Return the path of the temporary file with the trained network of a trial. At the end of the study, the driver
+    tests this network, and then writes the network to another folder.
 
     Args:
-        folder: the folder WEIGHTS of a study.
+        folder: the folder `.weights` (WEIGHTS) in the study's folder.
         number: the trial's number.
     """
     return folder / f"{number}.safetensors"

@@ -29,8 +29,8 @@ class Objective:
 
     @property
     def at_target(self) -> str:
-        """Return the name of the metric on the validation data if the network is pruned to its final sparsity for this
-        measurement, such as "val_accuracy_at_target"."""
+        """Return the name of another metric on the validation data, such as "val_accuracy_at_target". For its
+        measurement, the network is pruned to its final sparsity."""
         return f"val_{self.name}_at_target"
 
     @property
@@ -53,11 +53,12 @@ class Objective:
 
     def shown(self, value: float) -> float:
         """Return the number that pictures show for a value: the percentage if `percent` is true, otherwise the value
-        itself. Pictures show `suffix` after the number."""
+        itself."""
         return 100 * value if self.percent else value
 
     @property
     def suffix(self) -> str:
+        """Return the text that pictures show after the number: "%" if `percent` is true, otherwise ""."""
         return "%" if self.percent else ""
 
     def text(self, value: float) -> str:
@@ -74,7 +75,8 @@ class Objective:
         return f"{100 * values:{sign}.2f} points" if self.percent else f"{values:{sign}.4g}"
 
     def to_dict(self) -> dict[str, str]:
-        """Return the name and the direction ("maximize" or "minimize") as result.json contains them."""
+        """Return the entry in result.json: a dict with the keys "name" and "direction". The direction is "maximize" or
+        "minimize"."""
         return {"name": self.name, "direction": "maximize" if self.maximize else "minimize"}
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
 """Computes the Pareto front of merit and sparsity, the best feasible trial, and the hypervolume.
 
-Both objectives are maximised. A trial is feasible if it completed with a sparsity of at least the target. All results
-are exact and take O(n log n) time.
+Both objectives are maximized. In this module, a trial is feasible if it completed with a sparsity of at least the
+target. `Goal` applies other limits, such as bytes, before it calls this module. All results are exact and take
+O(n log n) time.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def point_of(record: TrialRecord) -> Point | None:
 
 
 def known_point(record: TrialRecord) -> Point:
-    """Return the sparsity and the merit of a trial. Both must be known: this is so for every
-    completed trial. The merit is the metric that the study improves, negated if it is minimised."""
+    """Return the sparsity and the merit (see `Point`) of a trial. Both must be known, as they are for every completed
+    trial."""
     point = point_of(record)
     assert point is not None
     return point
@@ -86,15 +87,15 @@ def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | N
 
 
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """Return the area that the points dominate above the reference point. Both coordinates are maximised.
+    """Return the area that the points dominate above the reference point. Both coordinates are maximized.
 
     A point adds area only if it is larger than the reference in both coordinates, and not dominated. A point with NaN
-    adds nothing. If the metric is accuracy, the reference is (target, 0.0). A trial exactly at the target therefore
-    adds nothing.
+    adds nothing. A point with the same sparsity as the reference adds nothing.
 
     Args:
         points: (sparsity, merit) pairs in any order. They may contain dominated points and duplicates.
-        reference: the lower corner of the area, as (sparsity, merit).
+        reference: the lower corner of the area, as (sparsity, merit). A goal with the metric accuracy uses (target,
+            0.0).
 
     Returns:
         The exact area in units of sparsity times merit; 0.0 if no point is above the reference.

@@ -102,14 +102,14 @@ class TrialRecord:
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return the name of each spiking layer -> its rate, in spikes per neuron and time step. Return an empty dict
-        for a network without such layers."""
+        """Return a dict from the names of spiking layers to their rates, in spikes per neuron and time step. It is
+        empty for a network without such layers."""
         found = {name: value for name, value in self.metrics.items() if name.startswith(SPIKE_RATE)}
         return {name.removeprefix(SPIKE_RATE): value for name, value in found.items()}
 
     def at_rung(self, epoch: int) -> tuple[float, float]:
-        """Return the trial's merit at a rung, and the sparsity with which the trial ends. The merit is that of the
-        network as if it were already pruned to this sparsity.
+        """Return a pair: the trial's merit at a rung, and its final sparsity, which the trial reaches only later. The
+        merit is measured on a copy of the network that is already pruned to the final sparsity.
 
         Args:
             epoch: the rung, an epoch at which early stopping compares trials.
@@ -142,8 +142,8 @@ class TrialRecord:
             setattr(self, cost, _count(epoch.metrics.get(cost)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as a dict that JSON can represent. The key of `value` is the metric's name, such as
-        "val_accuracy"."""
+        """Return the attributes as a dict that JSON can represent. The attribute `value` gets the metric's name as its
+        key, such as "val_accuracy"."""
         data = asdict(self)
         value, objective = data.pop("value"), data.pop("objective")
         return {**data, self.objective.val: value, **({} if self.objective == ACCURACY else {"objective": objective})}

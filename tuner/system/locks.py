@@ -18,8 +18,8 @@ def lock(descriptor: int, *, wait: bool) -> bool:
         wait: whether to wait until no other process has the lock.
 
     Returns:
-        False if another process has the lock. True if this process now has the lock, or if the file system has no
-        locks.
+        True if this process now has the lock, or if the file system has no locks. False if another process has the
+        lock, and `wait` is False.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -10,12 +10,12 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of a module or a class within this block. Restore the old value afterwards.
+    """Set an attribute of a module or a class. Restore the old value at the end of the `with` block.
 
     Args:
         owner: the module or the class.
         name: the name of the attribute, which must exist.
-        value: the value within the block.
+        value: the value within the `with` block.
     """
     before = getattr(owner, name)
     setattr(owner, name, value)
@@ -27,7 +27,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def variables(new: Mapping[str, str]) -> Iterator[None]:
-    """Set these environment variables within this block. Restore the old values afterwards."""
+    """Set these environment variables. Restore the old values at the end of the `with` block.
+
+    Args:
+        new: a dict from the names of variables to their new values.
+    """
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
     try:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 class Connection(Protocol):
     """The part of tuner.cluster.connection.Connection that the handling of signals needs.
 
-    `lost` says whether Ray has died. `heard` confirms that the main thread knows of Ray's death.
+    The property `lost` says whether Ray has died. A call of the method `heard` tells the connection that the main
+    thread knows of Ray's death.
     """
 
     @property
@@ -29,8 +30,9 @@ _depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whet
 
 @contextmanager
 def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
-    """Handle signals within this block. The first SIGINT or SIGTERM sets `stop.asked`, so that the search ends cleanly.
-    The second signal ends the search at once with KeyboardInterrupt. If Ray has died, the first signal does so.
+    """Handle signals within the `with` block. The first SIGINT or SIGTERM sets `stop.asked`, so that the search ends
+    cleanly. The second signal ends the search at once with KeyboardInterrupt. If Ray has died, the first signal already
+    ends the search at once.
 
     Args:
         stop: the object with the attribute `asked`, a tuner.driver.ray_tune.StopWhen.
@@ -51,7 +53,8 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def terminable(ray: Connection) -> Iterator[None]:
-    """Raise KeyboardInterrupt within this block at the first SIGINT or SIGTERM. Use this block while no search runs."""
+    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM within the `with` block. Use this function while no search
+    runs."""
 
     def ask(signum: int, frame: FrameType | None) -> None:
         ray.heard()
@@ -63,7 +66,7 @@ def terminable(ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
-    """Install a handler for these signals within this block. Restore the earlier handlers afterwards."""
+    """Install a handler for the given signals. Restore the earlier handlers at the end of the `with` block."""
     before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
@@ -74,8 +77,8 @@ def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.S
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Delay KeyboardInterrupt until the end of this block. Use this block for operations of other libraries that an
-    interrupt must not stop halfway, such as locking Optuna's journal."""
+    """Delay KeyboardInterrupt until the end of the `with` block. Use this function for operations of other libraries
+    that an interrupt must not stop halfway, such as locking Optuna's journal."""
     global _depth, _waiting
     if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield

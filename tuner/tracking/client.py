@@ -34,7 +34,7 @@ LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", 
 
 @dataclass
 class Owed:
-    """Collects the notes about one run of MLflow that have not been sent to the store."""
+    """Collects all that must still be sent to the store for one MLflow run, from several notes (see outbox.Note)."""
 
     started: int  # Unix time in ms
     params: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,8 @@ class Owed:
 
 
 def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
-    """Group unsent notes by run. The study's parent run comes last, so that it does not end before its trials."""
+    """Group unsent notes by MLflow run. Return a dict from the names of runs to their `Owed`. The study's parent run is
+    the last key, so that the end of this run is sent after the ends of the trials' runs."""
     owed: dict[str, Owed] = {}
     for note in notes:
         owed.setdefault(note.run, Owed(note.at)).add(note)
@@ -73,9 +74,10 @@ class RunWriter:
 
     Args:
         uri: the tracking URI.
-        identity: the study.
+        identity: the identity of the study: its name, experiment, target, method and id.
         folder: the study's folder, which contains the files for artifacts.
-        runs: the ids of the known runs in MLflow, by the names of the runs.
+        runs: a dict from the names of runs to their ids in MLflow, for the runs whose ids are already known. This
+            object adds the ids of other runs.
     """
 
     def __init__(self, uri: str, identity: StudyIdentity, folder: Path, runs: dict[str, str]) -> None:
@@ -138,7 +140,8 @@ class RunWriter:
         Args:
             name: the name of the run.
             started: the start of the run as Unix time in ms.
-            more: tags that the run gets only if it is new.
+            more: tags for a new run, in addition to the tags that identify its study and trial. A run that already
+                exists does not get them.
         """
         if name in self.runs:
             return self.runs[name], False
@@ -168,8 +171,8 @@ class RunWriter:
         return next(iter(self._search(query, 1)), None)
 
     def _trials(self, parent_id: str) -> dict[str, MlflowRun]:
-        """Return the runs of the study's trials, by name. The store is searched only at the first call. Later runs are
-        in `runs`."""
+        """Return a dict from the names of the study's trials to their runs. The store is searched only at the first
+        call. Later runs are in `runs`."""
         if self._found is None:
             runs = self._search(f"tags.`mlflow.parentRunId` = '{parent_id}'")
             self._found = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}
@@ -195,10 +198,11 @@ class RunWriter:
         """Write the notes about several runs. The notes about the parent run are written last.
 
         Args:
-            owed: the notes by the names of the runs.
+            owed: a dict from the names of runs to their notes.
 
         Returns:
-            A line for each part that the store has refused for good.
+            A line for each item (such as an artifact, or the metrics and tags) that the store has refused and will
+            always refuse.
         """
         trials = [(name, each) for name, each in owed.items() if name != PARENT]
         if trials:  # find the runs before several threads need them
@@ -212,14 +216,14 @@ class RunWriter:
 
     def write(self, name: str, owed: Owed) -> list[str]:
         """Write the notes about one run. After an error, this method can be called again with the same notes, because
-        writing a part twice changes nothing.
+        writing the same note twice changes nothing.
 
         Args:
             name: the name of the run.
             owed: the notes.
 
         Returns:
-            A line for each part that the store has refused for good.
+            Lines about refused items, as in `write_all`.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -260,9 +264,9 @@ class RunWriter:
 def prepare_sqlite(file: Path) -> None:
     """Create an SQLite store as a whole or not at all. If the store exists but cannot be written, raise an error.
 
-    MLflow creates a new file step by step. If a study were killed meanwhile, MLflow would refuse the incomplete file
-    forever. If two studies started at the same time, one would fail. This function therefore creates the file
-    elsewhere, and links it to its path when it is complete.
+    MLflow creates a new file step by step. If a study were killed during these steps, MLflow would refuse the
+    incomplete file forever. If two studies started at the same time, one would fail. This function therefore creates
+    the store in a temporary folder, and moves the complete file to `file`.
     """
     if file.exists():
         # MLflow would report the same error only after 90 seconds.
@@ -317,14 +321,14 @@ def lasting(error: Exception) -> bool:
 
 
 def _local(error: Exception) -> bool:
-    """Return whether another attempt would fail, too. Either the store refuses the content for good, or a file cannot
-    be read. Other parts of the run can still be sent."""
+    """Return whether another attempt would fail, too. Either the store always refuses the content, or a file cannot be
+    read. Everything else of the run can still be sent."""
     return lasting(error) or isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the error and its first cause in one line. The cause comes first, because MLflow's own errors often say
-    little."""
+    """Return the error and its root cause in one line. The root cause stands first in the line, because MLflow's own
+    errors often say little."""
     root = error
     while below := root.__cause__ or root.__context__:
         root = below

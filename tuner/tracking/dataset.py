@@ -54,8 +54,8 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
 
 
 def specs(nest: Any) -> Any:
-    """Return the type and the shape of an example, in types of JSON. For a nested structure of tensors, return type and
-    shape of each tensor by its name."""
+    """Return the dtype and the shape of one example, as a list such as ["float32", [28, 28]] that JSON can represent.
+    For a nested structure of tensors, return a dict from the names of the tensors to such lists."""
     found = {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape[1:])] for name, tensor in named(nest).items()
     }

@@ -1,8 +1,9 @@
 """Deliver a study's outbox to an MLflow store. A delivery continues at the place where the last one ended.
 
-The outbox is the file of notes for MLflow (tuner.tracking.outbox). The file sent.json next to the outbox says which
-notes have arrived in the store. If a process dies after sending a part and before writing sent.json, the part is sent
-again. This does no harm, because the store keeps equal metrics, parameters and tags only once.
+The outbox is the file of notes for MLflow (tuner.tracking.outbox). It is sent in parts of about a megabyte. The file
+sent.json next to the outbox says which notes have arrived in the store. If a process dies after sending a part and
+before writing sent.json, the part is sent again. This does no harm, because the store keeps equal metrics, parameters
+and tags only once.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Sent:
         uri: the store's URI without credentials.
         offset: the position in the outbox, in bytes. All notes before it have arrived.
         experiment_id: MLflow's id of the experiment; None until the store was opened.
-        runs: MLflow's ids of the runs, by the names of the runs.
-        refused: a line for each part that the store has refused for good.
+        runs: a dict from the names of runs to their ids in MLflow.
+        refused: a line for each item (such as an artifact, or the metrics and tags of a run) that the store has refused
+            and will always refuse.
     """
 
     uri: str

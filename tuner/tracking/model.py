@@ -47,11 +47,13 @@ def model_note(
     metrics: Mapping[str, float],
     register: str | None,
 ) -> dict[str, Any]:
-    """Write the files of the model to log into a folder of the study, and return the description of the model.
+    """Write the files of a model into a folder of the study. Return the description with which `log_model` logs the
+    model in MLflow.
 
     Args:
         study_folder: the study's folder.
-        network: the folder with the network's model.safetensors and model.json, or a group of two networks.
+        network: a path or a `Gated`. The path is the folder with the network's model.safetensors and model.json. A
+            `Gated` is a group of two networks.
         experiment: the experiment of the network.
         name: the name of the experiment, as a value of --experiment.
         data: the experiment's data.
@@ -91,8 +93,8 @@ def model_note(
 
 
 def model_type(data: Data) -> str | None:
-    """Return "classifier" or "regressor", MLflow's types of models, according to the targets of the data. Return None
-    for other targets."""
+    """Return MLflow's type of the model, according to the labels y of the data: "classifier" for classes, "regressor"
+    for numbers, and None for all other labels."""
     y = data.val.first(1).y
     if not isinstance(y, Tensor):
         return None
@@ -114,7 +116,7 @@ def log_model(
     run_id: str, client: MlflowClient, experiment_id: str, study_folder: Path, note: Mapping[str, Any]
 ) -> None:
     """Log the best network or a group of networks as a model of a run. If the run already has a model with the same
-    weights, use this one.
+    weights, create no new model.
 
     Args:
         run_id: the run's id in MLflow.

@@ -123,8 +123,8 @@ class Outbox:
     are not written again.
 
     Attributes:
-        identity: the identity of the study, with the id in the outbox.
-        statuses: the last status of each run, by the name of the run.
+        identity: the identity of the study. Its `id` is the one in the first line of the outbox.
+        statuses: a dict from the names of runs to their last statuses.
         pareto: the names of the runs that are on the front according to the outbox.
     """
 
@@ -167,17 +167,17 @@ class Outbox:
         """Append a note about a run. Values that the outbox already contains are left out.
 
         Args:
-            run: PARENT, or the name of a trial.
-            params: the run's parameters. MLflow never changes a parameter. So if a parameter gets a new value, this
-                value becomes the tag `resumed.NAME`.
+            run: the name of a trial, or PARENT for the study's parent run.
+            params: the run's parameters. MLflow never changes a parameter. If a parameter such as `lr` gets a new
+                value, this value becomes the tag `resumed.lr`.
             tags: the run's tags.
-            metrics: metrics by name. Infinite values become NaN, which MLflow can show. Values that are not numbers are
-                left out. Metrics of earlier steps are also left out, for example if a resumed trial trains an epoch
-                again.
+            metrics: a dict from the names of metrics to their values. Infinite values become NaN, which MLflow can
+                show. Values that are not numbers are left out. A metric is also left out if the outbox already has it
+                at a later step, for example if a resumed trial trains an epoch again.
             step: the step of the metrics.
             status: a status of MLflow, or "".
             files: artifacts, in the study's folder or elsewhere.
-            more: other attributes of Note.
+            more: values for attributes of Note that have no argument here, such as `model`.
         """
         note = Note(run, step=step, status=status, **more)
         known = self._params.get(run, {})
@@ -220,8 +220,9 @@ def end_abandoned(study_folder: Path, session: str = "") -> None:
 
     Args:
         study_folder: the study's folder.
-        session: the session of the driver that has died. If another driver has continued the study since then, no note
-            is written. With "", all runs that have not ended are ended. No driver of the study may then be running.
+        session: the `session` in the Outbox of the driver that has died. If another driver has continued the study
+            since then, no note is written. With "", all runs that have not ended are ended. Use "" only if no driver of
+            the study is running.
     """
     file = outbox_file(study_folder)
     with _appending(file) as write:

@@ -30,11 +30,12 @@ _MASK = ".mask"
 
 
 class Gated(NamedTuple):
-    """A group of two networks. The large network answers if the margin of the small network is below theta.
+    """A group of two networks. The small network answers if its margin is at least theta, otherwise the large network
+    answers. The margin is the largest class probability minus the second largest.
 
     Attributes:
         small, large: the folders of the networks.
-        theta: the threshold of the margin (see `tune_sparsity.experiments.cascade.margins`).
+        theta: the threshold of the margin.
     """
 
     small: Path
@@ -54,8 +55,9 @@ class Served:
         classes). Outputs in bfloat16 become float32.
 
         Args:
-            inputs: an array of shape (n, ...) with examples as in the data set. They are prepared for the network here.
-                For nested inputs, a dict of such arrays, with the names of `tune_sparsity.experiments.examples.named`.
+            inputs: an array of shape (n, ...) with examples as in the data set. This method prepares them for the
+                network. Nested inputs are given as a dict from names to such arrays. The names are those that
+                `tune_sparsity.experiments.examples.named` gives to the tensors.
             params: MLflow's parameters, which have no effect.
         """
         given = inputs if isinstance(inputs, dict) else {"": inputs}
@@ -65,7 +67,7 @@ class Served:
 
 
 def _names(nest: Any) -> Any:
-    """Return a nested structure in which each tensor is replaced by its name, in types of JSON."""
+    """Return the nested structure with names instead of tensors, so that JSON can represent it."""
     names = iter(named(nest))
     return mapped(lambda _: next(names), nest)
 
@@ -108,7 +110,8 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
 
     Args:
         folder: the folder to create.
-        network: the folder with model.safetensors and model.json, or a group of two networks.
+        network: a path or a `Gated`. The path is the folder with the network's model.safetensors and model.json. A
+            `Gated` is a group of two networks.
         experiment: the experiment of the network.
         name: the name of the experiment, as a value of --experiment. The source code of the experiment must exist.
         inputs: the inputs of one example as in the data set, before `prepare`.
@@ -132,7 +135,7 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
 
 
 def _load_pyfunc(path: str) -> Served:
-    """Load the model in a folder. MLflow calls this function by its name."""
+    """Load the model in a folder. MLflow finds this function by its name, and calls it."""
     folder = Path(path)
     name = json.loads((folder / SERVED_JSON).read_text())["experiment"]
     code = folder / CODE

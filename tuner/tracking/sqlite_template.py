@@ -1,8 +1,8 @@
 """Create an empty MLflow store in an SQLite file, quickly.
 
-MLflow creates its tables by running the migrations of all its versions. This takes seconds of processor time that the
-first trials need. The empty tables are therefore stored in the user's cache, and a new store begins as a copy of them.
-The cache has a file for each combination of versions of MLflow and its database packages.
+MLflow creates its tables by running the migrations of all its versions. These migrations take seconds, and slow down
+the first trials of a study. The empty tables are therefore stored in the user's cache, and a new store begins as a copy
+of them. The cache has a file for each combination of versions of MLflow and its database packages.
 """
 
 from __future__ import annotations

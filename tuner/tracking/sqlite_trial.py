@@ -1,7 +1,8 @@
 """Test in a separate process whether MLflow works with an SQLite file.
 
-MLflow may be installed with versions of other packages that do not fit. The error occurs only when a store is created.
-A separate process keeps MLflow, its settings and its output out of the calling command.
+If MLflow is installed together with packages whose versions it does not support, it may fail, but only when it creates
+a store. This test therefore creates a store. It runs in a separate process, which keeps MLflow, its settings and its
+output out of the calling command.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ EVERY = 10.0  # seconds between two samples, unless MLflow's environment variabl
 
 
 def sample_forever(study_folder: Path) -> None:
-    """Append notes about the load of processor, memory, disk, network and GPUs, at regular intervals and without end.
-    The names are those of the charts in MLflow's UI."""
+    """Append notes with metrics of the load of processor, memory, disk, network and GPUs, at regular intervals and
+    without end. The metrics have the names that MLflow itself gives to system metrics."""
     monitors = _monitors()
     every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY)
     began = time.time()

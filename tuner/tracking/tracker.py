@@ -53,7 +53,12 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 
 
 def begin_writer(uri: str) -> subprocess.Popen[str]:
-    """Start the process that will send a study's notes to the store at this URI. The process first imports MLflow."""
+    """Start the process that sends a study's notes to an MLflow store. The process imports MLflow, and then waits until
+    a Tracker tells it the study's folder.
+
+    Args:
+        uri: the tracking URI of the store.
+    """
     return subprocess.Popen(
         own_process(writer_process.__name__, writer_process.SERVER if is_server(uri) else writer_process.DATABASE),
         stdin=subprocess.PIPE,
@@ -68,8 +73,9 @@ def begin_writer(uri: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the process of `begin_writer` early, because its import of MLflow takes seconds. At the end of the `with`
-    block, the process is killed."""
+    """Start the process of `begin_writer` before the study, because its import of MLflow takes seconds. Run the study
+    within the `with` block, and give the process to the study's Tracker. At the end of the block, the process is killed
+    if it still runs."""
     writer = begin_writer(uri)
     try:
         yield writer
@@ -85,12 +91,12 @@ class Tracker:
 
     Args:
         uri: the tracking URI, from `resolve_tracking_uri`.
-        identity: the study. A study that is resumed in the same folder continues its runs.
+        identity: the identity of the study. A study that is resumed in the same folder continues its runs.
         folder: the study's folder, which contains the outbox and the files for artifacts.
         system_metrics: whether to record the load of this machine in the parent run.
         writer: the process of `begin_writer`, if it is already running.
-        size: the number of weights and other parameters in the network. If given, the metric "sparsity_matrices" is
-            recorded for each trial.
+        size: how many prunable and other parameters the network has. If given, the metric "sparsity_matrices" is
+            recorded for each trial: the fraction of zeros among all weight matrices.
 
     Attributes:
         seconds: the time that callers have spent in the public methods.
@@ -124,14 +130,14 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str | None:
-        """Return the id of the experiment in MLflow. It is None until the store has been opened. `flush` waits for
-        this."""
+        """Return the id of the experiment in MLflow. The id is None until the store has been opened. `flush` waits
+        until then."""
         return self._status.get("experiment_id")
 
     @property
     def run_id(self) -> str | None:
-        """Return the id of the parent run in MLflow. It is None until the run has been found or created. `flush` waits
-        for this."""
+        """Return the id of the parent run in MLflow. The id is None until the run has been found or created. `flush`
+        waits until then."""
         return self._status.get("run_id")
 
     @property
@@ -158,7 +164,7 @@ class Tracker:
         Args:
             params: the parameters of the parent run.
             tags: the tags of the parent run.
-            more: `dataset`, the result of `tuner.tracking.dataset.dataset_note`.
+            more: only the keyword `dataset`, with the result of `tuner.tracking.dataset.dataset_note`.
         """
         self._note(PARENT, params=params, tags=tags, status=RUNNING, **more)
 
@@ -169,8 +175,8 @@ class Tracker:
 
     @_timed
     def recall(self, record: TrialRecord) -> None:
-        """Record the end of a trial that ended in an earlier process, if this is missing. That process may have been
-        killed before it recorded the end."""
+        """Record the end of a trial that ended in an earlier process of the study, unless its end is already recorded.
+        The earlier process may have been killed before it recorded the end."""
         if self._outbox.statuses.get(record.name) != STATUS[record.state]:
             self._end(record)
 
@@ -182,8 +188,8 @@ class Tracker:
         Args:
             number: the number of the trial.
             epoch: the number of the epoch, which is the step in MLflow.
-            metrics: metrics by name. Infinite values become NaN, which MLflow can show. Values that are not numbers are
-                left out.
+            metrics: a dict from the names of metrics to their values. Infinite values become NaN, which MLflow can
+                show. Values that are not numbers are left out.
         """
         self._note(trial_name(number), metrics=metrics, step=epoch)
 
@@ -269,8 +275,8 @@ class Tracker:
         If `finish_study` was not called, the parent run ends with the status KILLED. Further calls have no effect.
 
         Args:
-            timeout: the longest time to wait, in seconds. If None, the wait ends only if the sending process is silent
-                for a long time.
+            timeout: the longest time to wait, in seconds; None for no such limit. In both cases, the wait also ends if
+                the sending process is silent for 90 seconds (SILENCE).
         """
         if self._closed:
             return

@@ -1,12 +1,12 @@
 """Send the notes in a study's outbox to MLflow, in a separate process while the study's driver runs.
 
 The import of MLflow takes seconds. A separate process keeps MLflow out of the driver, and has a lower priority than the
-driver. If the driver is killed, this process records that in MLflow before it ends.
+driver. If the driver is killed, this process marks the study's runs in MLflow as KILLED, and then ends.
 
 The first line on standard input is a JSON document that names the outbox and the store. The URI is not in the command
 line, because it may contain a password. After this line, the driver may write the lines `flush` and `close`. If the
-input ends without `close`, the driver has died. After every part of the outbox, this process writes its status to
-standard output.
+input ends without `close`, the driver has died. This process sends the outbox in parts of about a megabyte. After every
+part, it writes a line to standard output: a JSON document about the notes that have arrived, and about errors.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
     Args:
         asked: the first line of standard input, which names the outbox and the store.
         stdin: further lines from the driver.
-        stdout: the stream for the status.
+        stdout: the stream for the lines about the progress (see the module).
     """
     folder, uri = Path(asked["folder"]), asked["uri"]
     commands: queue.Queue[str] = queue.Queue()

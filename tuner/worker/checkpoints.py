@@ -37,8 +37,8 @@ class Damaged(Exception):
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], str]:
-    """Convert a state into two parts: tensors by name, copied to the CPU, and a JSON text that refers to the tensors by
-    name.
+    """Convert a state into two parts: a dict from names to tensors, which are copied to the CPU, and a JSON text that
+    contains these names instead of the tensors.
 
     Args:
         state: a nested structure of dicts, lists, tuples, tensors, numbers, strings and None.
@@ -79,8 +79,7 @@ def _decoded(value: Any, tensors: Any) -> Any:
 
 
 def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
-    """Write a checkpoint of a trial, and remove older checkpoints of this trial so that the last KEPT ones remain.
-    Return the file's name.
+    """Write a checkpoint of a trial, and remove all older checkpoints of this trial except one. Return the file's name.
 
     Args:
         place: the folder of checkpoints.
@@ -139,8 +138,8 @@ def sweep(place: Place, running: Collection[int]) -> None:
 
     Args:
         place: the folder of checkpoints.
-        running: the numbers of the running trials. It is read after the files are listed. Another thread may therefore
-            add a trial during the call, and the trial's checkpoints stay.
+        running: the numbers of the running trials. Another thread may add a trial to this collection during the call.
+            The checkpoints of this trial stay, because the collection is read only after the files are listed.
     """
     for name in place.names():
         match = _NAME.fullmatch(name)
@@ -155,8 +154,9 @@ def _of(place: Place, number: int) -> list[tuple[int, str]]:
 
 
 class Writer:
-    """Writes the checkpoints of a worker's trials in a thread, one at a time. EVERY and SHARE limit how often
-    checkpoints are written.
+    """Writes the checkpoints of a worker's trials in a thread, one at a time. There are at least 5 seconds (EVERY)
+    between two checkpoints of a trial. If a checkpoint takes long to write, this pause is longer, so that checkpoints
+    take at most 1 % (SHARE) of the time.
 
     Args:
         place: the folder of checkpoints, which must exist. If it is in an object store that does not answer, the
@@ -173,8 +173,8 @@ class Writer:
         self._next = time.monotonic() + self._every
 
     def begin(self) -> None:
-        """Prepare for another trial: wait until the last checkpoint is written, and forget an error of the last
-        trial."""
+        """Prepare for the next trial: wait until the previous trial's newest checkpoint is written, and forget its
+        errors."""
         self._join()
         self._error, self._next = None, time.monotonic() + self._every
 

@@ -1,9 +1,10 @@
-"""Trains one trial in several processes, called ranks. The first rank is the trial's own process, and the other ranks
-are actors of Ray.
+"""Trains one trial in several processes, called ranks. The first rank is the process in which Ray Tune runs the trial.
+The other ranks are actors of Ray.
 
-The trial's placement group has one bundle for each rank. The first rank starts the other ranks once, and uses them for
-all its trials. The other ranks do nothing until the first rank calls them, once in each epoch. If a trial is stopped
-early, they therefore need no message.
+The trial's placement group has one bundle for each rank. Ray Tune runs several trials in the first rank, one after
+another. The first rank starts the other ranks once, and uses them for all these trials. The other ranks do nothing
+until the first rank calls them, once in each epoch. If a trial is stopped early, the other ranks therefore need no
+message.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ class RankPlan:
 
 class Rank:
     """One rank of a trial, as an actor of Ray. The ranks are the processes that train the trial together. This class is
-    for all ranks except the first rank, which is the trial's own process.
+    for all ranks except the first rank, which is no actor of this class.
 
     Args:
-        builder: a function that returns a Build, from the setup and the data.
+        builder: a function with the arguments `setup` and `arrays`. It returns a `Build`: a function that makes the
+            training of one trial.
         setup: the study's TrialSetup.
         arrays: the training and validation data, from `tuner.cluster.node_data.for_workers`.
         rank: the number of this rank, from 1.
@@ -162,15 +164,15 @@ class Others:
 
     @contextmanager
     def doing(self, what: str, *args: Any) -> Iterator[None]:
-        """Run a step in the other ranks, while this process does its own part of the step within the block.
+        """Run a step in the other ranks. Within the `with` block, the caller does this process's own part of the step.
 
         Args:
             what: the step, as in `Rank.do`.
             args: the arguments of this step.
 
         Raises:
-            Disconnected: if another rank has ended, or does not answer. The trial can then be tried again in new
-                processes.
+            Disconnected: if another rank has ended, or does not answer. This may be a WorkerLost, which is a subclass.
+                The trial can then be tried again in new processes.
             Exception: the error of a rank. If several ranks fail, this is the error that made the others fail.
         """
         asked = [actor.do.remote(what, *args) for actor in self._actors]

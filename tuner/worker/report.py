@@ -11,11 +11,13 @@ from tune_sparsity.tuner.study.trial import Epoch
 
 @dataclass(frozen=True)
 class Report:
-    """One report of a trial. The last report has `finished` or `failure`, except if the trial is stopped.
+    """One report of a trial. In the last report, `finished` is True, or `failure` or `disk` is not "". A trial that is
+    stopped early sends no such report.
 
     Attributes:
         epochs: the epochs that the trial has trained since its last report.
-        again: whether `epochs` come from a checkpoint from which the trial was restarted.
+        again: whether `epochs` are the past epochs of a trial that has continued from a checkpoint. The driver may
+            already have these epochs from earlier reports.
         final_sparsity: the sparsity at which the trial ends, in [0, 1). It is 0 in a report of a failure.
         finished: whether the trial has trained all its epochs.
         failure: the reason why the trial failed, in one line, or "".

@@ -1,10 +1,10 @@
 """Sends a user's experiment to Ray's workers, which may run on machines without the user's files.
 
-An experiment that is neither built in nor installed is sent in two forms: as the files of its code, and as a pickle
-that contains the code, if Python can pickle it. If a worker already has the same files, it loads the pickle. The user's
-file is then not run again, so data that the file reads at its top level are not read again. On another machine, the
-files are unpacked once, and the experiment is imported from them. The variable `__file__` is then correct, too. If this
-import fails, the worker loads the pickle.
+An experiment that is neither built in nor installed is sent in two forms: as its source files, and as a pickle that
+contains the code, if Python can pickle it. If the same source files are on the worker's machine, the worker loads the
+pickle. It does not run the source files, so the data that they read at their top level are not read again. On another
+machine, the source files are unpacked once, and the experiment is imported from them. The variable `__file__` of these
+modules is then the path of the unpacked file. If this import fails, the worker loads the pickle.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] 
     Args:
         code: the files of the experiment's code, from `code_of`; None if there are no files to send.
         value: the experiment's pickle; None if Python cannot pickle it.
-        found_out: attributes of the experiment, by name, that were computed at run time and are not in the code.
+        found_out: a dict from names to values, for those attributes of the experiment that are computed at run time and
+            are not in the code.
 
     Raises:
         ValueError: if the code cannot be imported here. The message is one line.
@@ -95,9 +96,9 @@ def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False
 
     Args:
         experiment: the experiment.
-        alone: whether no files are sent with the pickle. If so, the pickle contains all of the user's modules with
-            functions of the experiment. If not, it contains only the file of --experiment, because no worker can import
-            this file by name.
+        alone: True if the pickle is sent without the source files. The pickle then contains all of the user's modules
+            that define functions of the experiment. False if the source files are sent, too. The pickle then contains
+            only the file of --experiment, because no worker can import this file by a module name.
         loads: whether the pickle contains the function that loads the data.
     """
     travels = experiment if loads else replace(experiment, load=_only_the_driver_loads)

@@ -31,10 +31,11 @@ class ByteLimit:
 
     Attributes:
         most: the limit in bytes.
-        layouts: the layout of the network's packed file, by the number of bits of a weight.
+        layouts: a dict from the number of bits of a weight to the layout of the network's packed file. A layout
+            describes which bytes the file contains (see `Layout`).
         bits: the smallest number of bits of a weight in the study. Binary networks do not count.
-        neurons: the groups of neurons, if a training may begin with fewer neurons. None if all trainings begin with all
-            neurons.
+        neurons: the neurons that may be left out, if trials may begin with fewer neurons than the experiment's network
+            has. A group contains neurons that can only be left out together. None if all trials begin with all neurons.
     """
 
     most: int
@@ -43,11 +44,11 @@ class ByteLimit:
     neurons: NeuronGroups | None = None
 
     def part(self, bits: int, width: float) -> Layout:
-        """Return the layout of the packed file of a network with fewer neurons.
+        """Return the layout of the packed file of a network that has fewer neurons than the experiment's network.
 
         Args:
             bits: the number of bits of a weight.
-            width: the width in (0, 1] (see `tuner.search.byte_spaces.Widths`). With 1, the network has all neurons.
+            width: the width w in (0, 1]: a layer of n neurons keeps n^w neurons, so with 1 it keeps all.
         """
         layout = self.layouts[bits]
         if self.neurons is None or width == 1.0:
@@ -62,14 +63,14 @@ class ByteLimit:
         return max(len(self.layouts[bits].prunable), self.part(bits, width).nonzero_within(self.most))
 
     def neuron_bytes(self, width: float = 1.0) -> int:
-        """Return the bytes that the scales and biases of all neurons take, with the smallest number of bits of a
-        weight."""
+        """Return how many bytes of the packed file the biases and the scales of all neurons take. The weights of this
+        network have `bits` bits. With few bits, each neuron has a scale, by which its weights are multiplied."""
         part = self.part(self.bits, width)
         return int(part.neuron_bytes(part.weights))
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a trial's parameters with a final sparsity at which the network's packed file approximately meets the
-        limit. A final sparsity that is already high enough does not change."""
+        """Return a copy of a trial's parameters. In the copy, the final sparsity is raised, if necessary, so that the
+        network's packed file approximately meets the limit."""
         if not _prunes(method):
             return dict(params)
         bits, width = params.get(WEIGHT_BITS, ALL_BITS), params.get(WIDTH, 1.0)
@@ -79,8 +80,8 @@ class ByteLimit:
         return {**params, FINAL_SPARSITY: max(asked, needed)}
 
     def hold(self, method: str, training: Training | OwnTraining) -> None:
-        """Let a training prune until the packed file meets the limit exactly. For a method that never prunes, this has
-        no effect."""
+        """Make a training prune more weights, if necessary, until its packed file has at most `most` bytes. For a
+        method that never prunes, this has no effect."""
         if _prunes(method):
             training.sparse.excess = Budget(_layout(training), self.most).excess
 
@@ -117,7 +118,7 @@ def binary_size(model: nn.Module) -> int:
 
 
 def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precision:
-    """Return the precision of all of a network's numbers at the end of training.
+    """Return how many bits the tensors of a network need at the end of training (see `Precision`).
 
     Args:
         model: the network.
@@ -140,14 +141,15 @@ def _layout(training: Training | OwnTraining) -> Layout:
 
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
-    """Return costs of a network by name. Costs that are not known are left out.
+    """Return a dict from the names of costs of a network to their values. Costs that are not known are left out.
 
     "size_bytes" is the size of the packed file. "macs" is the number of multiply-adds with nonzero weights for one
-    example. For a binary network, "bit_ops" is the number of these multiply-adds that multiply two signs.
+    example. For a binary network, "bit_ops" tells how many of these multiply-adds have a weight and an input that are
+    both -1 or +1.
 
     Args:
         training: the training that has the network and its masks.
-        uses: how often the network uses each weight for one example; None if unknown.
+        uses: how often the network uses the weights of each layer for one example; None if unknown.
     """
     masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
     found = {}
@@ -162,8 +164,8 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
 
 
 def spiking_cost(training: Training | OwnTraining, macs: float | None) -> dict[str, float]:
-    """Return costs of a spiking network by name: "syn_ops", the synaptic operations for one example, and the spike rate
-    of each spiking layer.
+    """Return a dict from the names of costs of a spiking network to their values: "syn_ops", the synaptic operations
+    for one example, and the spike rate of each spiking layer.
 
     The costs are measured on the validation data. Return an empty dict for a network without spiking layers, and for a
     user's own training loop.

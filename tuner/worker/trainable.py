@@ -81,15 +81,16 @@ class TrialSetup:
 
 
 def shared_arrays(data: Data) -> dict[str, Any]:
-    """Return the training and validation data as (nested) NumPy arrays. Workers read them from Ray's object store
-    without a copy. Workers never have the test data."""
+    """Return the training and validation data as (nested) NumPy arrays. Workers read these arrays from Ray's object
+    store without a copy. Workers never have the test data."""
     parts = {"train_x": data.train.x, "train_y": data.train.y, "val_x": data.val.x, "val_y": data.val.y}
     return {name: mapped(Tensor.numpy, nest) for name, nest in parts.items()}
 
 
 @dataclass(frozen=True)
 class LoadedThere:
-    """Replaces the arrays of `shared_arrays` if the data are not in memory. Each worker then loads the data itself.
+    """Makes each worker load the data itself. If the data are not in memory, the workers get this object, and not the
+    result of `shared_arrays`.
 
     Attributes:
         folder: the value of --data-dir, which is the same on every machine.
@@ -276,7 +277,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> bytes:
-    """Train a network in a worker, without reports to the driver. Return the network, as `packed_weights` does.
+    """Train a network in a worker, without reports to the driver. Return the network as bytes (see `packed_weights`).
 
     Args:
         shared: the settings of the study.
@@ -308,8 +309,8 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
 
 
 def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
-    """Prepare this process to train networks together with other processes. Return a function that makes the training
-    in this process."""
+    """Prepare this process to train networks together with other processes. Return a function that makes the Training
+    object of a trial in this process, from the trial's config and the connections to the other processes."""
     make_quick()
     splits = cache(lambda: _splits(shared, arrays))  # loaded by the first training, where an error fails the trial
     return lambda config, ranks: _training(shared, splits, config, ranks)
@@ -373,11 +374,9 @@ def save_weights(training: Training | OwnTraining, path: Path) -> None:
 
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
-    """Return the network as bytes in the safetensors format, with masks as NAME.mask and measured spreads as
-    NAME.spread.
-
-    The metadata contain the orientation of weights whose first dimension is not that of the neurons, and the precision
-    of weights with few bits.
+    """Return the network as bytes in the safetensors format. For a weight "w", "w.mask" is its mask. "w.spread" is the
+    measured standard deviation of an averaged weight. The metadata say which dimension counts the neurons, for weights
+    for which this is not the first dimension. They also contain the precision of weights with few bits.
     """
     state = plain_state(training.model)
     tensors: dict[str, Tensor] = {

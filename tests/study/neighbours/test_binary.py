@@ -68,7 +68,10 @@ half = replace(digits, recipe=Recipe(epochs=2, batch_size=32, precision="bfloat1
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--target", "0.9"], "--method binary never prunes: give --target 0 or --max-bytes, or another method"),
+        (
+            ["--target", "0.9"],
+            "--method binary never prunes: give --target 0 (no zeros), --max-bytes or another method",
+        ),
         (["--max-nonzero", "500"], "--method binary never prunes"),
         (["--max-bytes", "5kB"], "--max-bytes 5000: a binary network of digits has 7,866 bytes"),
         (["--max-bytes", "10kB", "--experiment", "odd"], "--method binary: 1 (LayerNorm) has no binary form"),

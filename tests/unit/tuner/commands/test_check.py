@@ -78,7 +78,7 @@ def test_a_sound_experiment_is_0(folder: Path, capsys: pytest.CaptureFixture[str
     assert [line.split()[:2] for line in lines] == [["ok", check.name] for check in CHECKS]
     shares = "90.0% of all weight matrices and 80.8% of all parameters"  # 132 weights and 15 biases
     assert f"ok       prunable      90% of the prunable weights are {shares}" in lines
-    assert printed.err == f"mine.py:mine is sound: {len(CHECKS)} ok\n"
+    assert printed.err == f"mine.py:mine is valid: {len(CHECKS)} ok\n"
     assert [path.name for path in folder.iterdir()] == ["mine.py"]
 
 
@@ -88,7 +88,7 @@ def test_a_fault_is_1_and_says_how_to_mend_it(folder: Path, capsys: pytest.Captu
     printed = capsys.readouterr()
     assert "failed   labels        the train split has labels 0..2, and the network 2 outputs" in printed.out
     assert "skipped  steps" in printed.out
-    assert "is not sound: " in printed.err
+    assert "is not valid: " in printed.err
 
 
 def test_a_warning_is_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ def test_the_goal_is_resolved_in_a_network() -> None:
     [
         ({"max_nonzero": 1001}, "from 3 to 1000"),
         ({"max_nonzero": 2}, "from 3 to 1000"),
-        ({"target": 0.998}, "--target 0.998: this leaves 2 of the network's 1,000 prunable weights"),
+        ({"target": 0.998}, "--target 0.998: only 2 of the 1,000 prunable weights would stay nonzero"),
         ({"target": "0.5,0.9999"}, "--target 0.9999"),
         ({"front": "0.5:0.9999"}, "--front 0.9999"),
     ],
