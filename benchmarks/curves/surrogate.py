@@ -25,6 +25,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import ThreadpoolController
 
 from benchmarks.curves.points import LEAST, MOST, SPARSITY, space_of
 from benchmarks.curves.table import Row, Table
@@ -34,6 +35,7 @@ TREES, LEAF, FOLDS = 400, 2, 10
 _LEAST_ERROR = 0.002  # so that a network without an error on few examples has a logarithm
 _LEARNT_FROM = 600  # so many trainings give the length scales, because the time grows with the third power
 _NEAREST = 40  # deviations are drawn from so many with a similar error
+_BLAS = ThreadpoolController()  # limited to one thread: on a busy machine, two threads wait for each other
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -128,6 +130,7 @@ class Surrogate:
 class _Model:
     """The mean of trees and of a Gaussian process."""
 
+    @_BLAS.wrap(limits=1)
     def fit(self, x: Array, y: Array) -> _Model:
         """Learn from configurations of shape (rows, features) and results of shape (rows, epochs)."""
         some = np.random.default_rng(0).permutation(len(x))[:_LEARNT_FROM]
@@ -140,6 +143,7 @@ class _Model:
         self._models = trees.fit(x, y), process.fit(x, y)
         return self
 
+    @_BLAS.wrap(limits=1)
     def predict(self, x: Array) -> Array:
         """Return the expected results, shape (configurations, epochs)."""
         return np.mean([np.asarray(one.predict(x)).reshape(len(x), -1) for one in self._models], axis=0)
