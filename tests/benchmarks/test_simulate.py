@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,19 @@ def row(index: int, seed: int) -> Row:
     return Row(index, seed, params, curve, 0.1, curve[-1], EPOCHS * 2.0)
 
 
-@pytest.fixture(autouse=True)
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Table("known", "lpss", tmp_path).append(
+@pytest.fixture(autouse=True, scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("trainings")
+    Table("known", "lpss", folder).append(
         [row(index, seed) for index in range(300) for seed in range(1 if index % 10 else 3)]
     )
-    monkeypatch.setattr(surrogate, "TREES", 40)
-    monkeypatch.setattr(simulate, "Table", lambda *about: Table(*about, tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surrogate, "TREES", 40)
+        patch.setattr(surrogate, "FOLDS", 3)
+        patch.setattr(simulate, "Table", lambda *about: Table(*about, folder))
+        simulate.surrogate_of.cache_clear()
+        simulate.best_configuration.cache_clear()
+        yield
     simulate.surrogate_of.cache_clear()
     simulate.best_configuration.cache_clear()
 
