@@ -25,7 +25,6 @@ from tune_sparsity.tuner.commands.arguments import (
 from tune_sparsity.tuner.commands.console import say, say_missing
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, EXIT_INFEASIBLE, EXIT_INTERRUPTED
 
-_Group = argparse._ArgumentGroup
 LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they include the imports
 _EPILOG = """\
 also:
@@ -51,14 +50,15 @@ def search_parser() -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=_version())
-    _add_goals(parser.add_argument_group("what to find"))
-    _add_search(parser.add_argument_group("how to search"))
-    _add_resources(parser.add_argument_group("where to run"))
-    _add_records(parser.add_argument_group("where to keep it"))
+    _add_goals(parser)
+    _add_search(parser)
+    _add_resources(parser)
+    _add_records(parser)
     return parser
 
 
-def _add_goals(what: _Group) -> None:
+def _add_goals(parser: Parser) -> None:
+    what = parser.add_argument_group("what to find")
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
@@ -84,7 +84,8 @@ def _add_goals(what: _Group) -> None:
     what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
 
 
-def _add_search(how: _Group) -> None:
+def _add_search(parser: Parser) -> None:
+    how = parser.add_argument_group("how to search")
     how.add_argument("--trials", metavar="N", help="number of trials (default: 32)")
     how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
     how.add_argument("--patience", metavar="N", help=PATIENCE_HELP)
@@ -119,7 +120,8 @@ def _add_search(how: _Group) -> None:
     )
 
 
-def _add_resources(where: _Group) -> None:
+def _add_resources(parser: Parser) -> None:
+    where = parser.add_argument_group("where to run")
     where.add_argument(
         "--concurrency", metavar="N", help="number of trials at the same time (default: as many as there is room for)"
     )
@@ -129,7 +131,8 @@ def _add_resources(where: _Group) -> None:
     where.add_argument("--address", metavar="ADDRESS", help=ADDRESS_HELP)
 
 
-def _add_records(record: _Group) -> None:
+def _add_records(parser: Parser) -> None:
+    record = parser.add_argument_group("where to keep it")
     record.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
     record.add_argument(
         "--study", metavar="NAME", help="the study's name (default: made from the experiment, the target and the time)"
