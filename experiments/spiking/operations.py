@@ -24,7 +24,7 @@ class Activity:
         spared: the number of multiply-adds in an example whose inputs are spikes, 0 or 1. Additions replace these
             multiply-adds. Only nonzero weights count.
         caused: the number of additions in an example. Each spike of a neuron causes one addition for each nonzero
-            weight that reads this neuron.
+            weight from this neuron to another.
     """
 
     rates: Mapping[str, float]

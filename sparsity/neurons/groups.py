@@ -234,10 +234,12 @@ class NeuronGroups:
         return alive
 
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
-        """Return the rank of each group's bundle in the order of removal, and the number of bundles that can be
-        removed. In each layer, the most important bundle is never removed. Its rank is higher than the ranks of all
-        bundles that can be removed. One more rank at the end is the highest. It stands for the group `KEPT`: the
-        channels that are never removed."""
+        """Return two values: a rank for each group, and the number of bundles that can be removed.
+
+        Bundles are removed in the order of their ranks. All groups of a bundle have its rank. In each layer, the most
+        important bundle is never removed, so its rank is higher than the ranks of all bundles that can be removed. The
+        last element of the ranks belongs to no bundle. It is the highest rank, for the channels that never change
+        (`KEPT`)."""
         bundles, count = self._bundles(values)
         sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
         places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()

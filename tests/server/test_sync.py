@@ -123,6 +123,6 @@ def test_a_store_that_is_away_is_tried_again_and_what_is_missing_is_told(
         put(folder, trials_dot_csv="newer", pareto_dot_csv="pp")
     server.go_on()
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"Not in {watched}: 2 files, because {watched}: the store does not answer.")
+    assert line.startswith(f"2 files were not sent to {watched}, because {watched}: the store does not answer.")
     assert f"tune-sparsity resume {folder.name} --storage {watched.parent}" in line
     s3._client.cache_clear()

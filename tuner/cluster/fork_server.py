@@ -75,8 +75,8 @@ class ForkServer:
         """Load the libraries of workers and fork this process. Only the first call has an effect.
 
         Args:
-            alone: a function that returns whether this process has no other threads. If there are other threads, all
-                requests are refused.
+            alone: a function that returns whether this process has no other threads. If there are other threads, this
+                process is not forked, and the server refuses all requests for workers.
         """
         if not self.variables or self._listener.fileno() < 0:
             return

@@ -146,11 +146,11 @@ def check_nodes(storage: StudyStorage) -> None:
     answers = ask(nodes(), storage)
     for answer in answers:
         if answer.silent:
-            raise UsageError(f"node {answer.node.address} {answer.silent}: tune-sparsity doctor says more")
+            raise UsageError(f"node {answer.node.address} {answer.silent}. For details, run: tune-sparsity doctor")
     if different := differences(answers):
         raise UsageError(
-            f"node {different[0]}: install the same version on all machines (tune-sparsity doctor lists all "
-            "differences)"
+            f"node {different[0]}: install the same version on all machines. For all differences, run: "
+            "tune-sparsity doctor"
         )
     for answer in answers:
         if answer.storage:

@@ -61,14 +61,18 @@ def _add_goals(parser: Parser) -> None:
     what = parser.add_argument_group("what to find")
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
-    what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
-    what.add_argument("--max-macs", metavar="N", help="largest number of multiply-adds; needs --pattern neurons")
-    what.add_argument("--max-latency", metavar="T", help="longest forward pass, e.g. 2ms; needs --pattern neurons")
+    what.add_argument("--max-nonzero", metavar="N", help="most nonzero weights to allow, instead of a target")
+    what.add_argument("--max-macs", metavar="N", help="most multiply-adds to allow; needs --pattern neurons")
+    what.add_argument(
+        "--max-latency", metavar="T", help="longest forward pass to allow, e.g. 2ms; needs --pattern neurons"
+    )
     what.add_argument(
         "--latency-batch", metavar="N", help="examples in the batch that is timed for --max-latency (default: 1)"
     )
     what.add_argument(
-        "--max-bytes", metavar="N", help="largest file of the network in the export format packed, e.g. 10000 or 10kB"
+        "--max-bytes",
+        metavar="N",
+        help="largest file to allow in the export format packed, e.g. 10000 or 10kB",
     )
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (default: digits)"

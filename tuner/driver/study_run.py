@@ -159,8 +159,8 @@ class StudyRun:
         Args:
             number: the trial's number.
             epochs: the epochs in order.
-            again: whether the trial trained these epochs before it was restarted from a checkpoint, perhaps in an
-                earlier process.
+            again: whether these epochs were trained earlier, before the trial was restarted from a checkpoint. An
+                earlier process of the study may have trained them.
         """
         known = self.records[number].epochs
         for epoch in epochs:

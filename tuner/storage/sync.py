@@ -74,8 +74,8 @@ class Mirror:
         if self._why and not self.lost:
             missing = sum(self._sent.get(name) != signature for name, signature in self._files().items())
             print(
-                f"Not in {self.study}: {missing} files, because {self._why}. They are in {self._folder}. This command "
-                f"sends them: tune-sparsity resume {self._folder.name} --storage {self.study.parent}",
+                f"{missing} files were not sent to {self.study}, because {self._why}. They are in {self._folder}. This "
+                f"command sends them: tune-sparsity resume {self._folder.name} --storage {self.study.parent}",
                 file=sys.stderr,
                 flush=True,
             )
