@@ -1,11 +1,12 @@
 """Train the first points of lpss's space, and the configuration that the surrogate takes for the best.
 
     python -m benchmarks.curves.first_points --experiment digits [--targets 0.9 0.95 0.98 0.99] [--seeds 12]
-        [--data-dir DIR]
+        [--data-dir DIR] [--change threshold.end=0.65 threshold.end=0.65,threshold.begin=0 ...]
 
 Each configuration is trained without a search under the same seeds. The table has the mean accuracy with its standard
 error, on validation and on test data, beside the surrogate's expectation. A surrogate needs trainings of this
-experiment from `collect`; without them only the first points are trained.
+experiment from `collect`; without them only the first points are trained. With `--change`, the centre of the priors is
+trained instead, as it is and with each of the changes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,17 @@ def configurations(experiment: str, target: float, *, known: bool) -> Iterator[t
         yield "best of the surrogate", best_configuration(experiment, target)
 
 
+def changed(target: float, changes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the centre of the priors with `drop: ramp`, and the centre with each of the changes."""
+    space = load_space(METHOD, target)
+    values = {**space.centre(), "drop": "ramp", SPARSITY: target}
+    centre = {name: value for name, value in values.items() if space.applies(name, values)}
+    yield "centre of the priors", centre
+    for change in changes:
+        pairs = (pair.split("=") for pair in change.split(","))
+        yield change, {**centre, **{name: float(value) for name, value in pairs}}
+
+
 def trained(experiment: str, data_dir: str, params: dict[str, Any], seed: int) -> tuple[float, float]:
     """Return the validation and the test accuracy of one training."""
     found, data = _loaded(experiment, data_dir)
@@ -54,13 +66,15 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--data-dir", default="../shared/data")
+    parser.add_argument("--change", nargs="+", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # as the search's workers do
     print("| target | configuration | expected % | validation % | test % | parameters |\n|" + " --- |" * 6)
     known = bool(Table(options.experiment, METHOD).rows())
     for target in options.targets:
-        for name, params in configurations(options.experiment, target, known=known):
+        asked = changed(target, options.change) if options.change else None
+        for name, params in asked or configurations(options.experiment, target, known=known):
             runs = [trained(options.experiment, options.data_dir, params, seed) for seed in range(options.seeds)]
             expected = f"{100 * surrogate_of(options.experiment).means([params])[0, -1]:.2f}" if known else ""
             shown = ", ".join(f"{key} {value:.3g}" for key, value in params.items() if isinstance(value, float))
