@@ -119,9 +119,9 @@ class WeightAverage:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Return a context manager. In its `with` block, the parameters have the values of the mean. If `take` was
-        called before, they have the values that `take` replaced. After the block, the parameters have their former
-        values."""
+        """Return a context manager. In its `with` block, the parameters have the values of the mean. After `take`, the
+        parameters have these values already, and the block gives them the values from before `take`. At the end of the
+        block, the parameters get back the values that they had before the block."""
         kept = [param.detach().clone() for param in self._params]
         try:
             self._put(self._means)

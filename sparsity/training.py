@@ -363,8 +363,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:
-        """Return all state except the network's own state_dict. A training that resumes from both of them gives the
-        same results as an uninterrupted training."""
+        """Return all state except the network's own state_dict. From this state and that state_dict together, a
+        resumed training gives the same results as an uninterrupted training."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "masks": [mask.clone() for mask in self.masks],

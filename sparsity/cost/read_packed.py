@@ -4,7 +4,7 @@ This module needs only Python and NumPy. Copy it into the program that uses the 
 
     arrays = read("best.packed")  # {"0.weight": array, "0.bias": array, ...}
 
-This is the format of a file. All numbers are little-endian, and the bits of a byte count from the lowest. A varint is a
+This is the format of a file. All numbers are little-endian. The first bit of a byte is its lowest bit. A varint is a
 number with seven bits in each byte, the lowest bits first. The eighth bit is set in all bytes except the last. A file
 consists of
 
@@ -12,8 +12,8 @@ consists of
 
 A tensor is
 
-    varint: the length of its name, its name in UTF-8, a byte: its type as an index in `TYPES`, a byte: its form + 16 k,
-    a byte: the number of its dimensions, varints: the dimensions, then by its form:
+    varint: the length of its name, its name in UTF-8, a byte: its type as an index in `TYPES`, a byte: its form + 16 k
+    (k is explained below), a byte: the number of its dimensions, varints: the dimensions, then by its form:
     0  DENSE    its n values
     1  BITMAP   varint: z, n bits: which values are stored, its z values
     2  RICE     varint: z, z quotients, z remainders, its z values
@@ -36,8 +36,9 @@ number of its values. A set consists of runs of consecutive indices. It is writt
     varint: the number z of its runs. If z is 0, all rows or columns are in the set, and the set ends here
     a byte: k of the gaps + 16 times k of the lengths, 2 z quotients, 2 z remainders
 
-Each run has two numbers, the gap before it and its length minus 1. The first gap is the number of indices before the
-first run. Any other gap is the number of indices between two runs, minus 1.
+Each run has two numbers, the gap before it and its length minus 1. They follow each other in this order, run after run,
+and are coded as in the form RICE, with one k for all gaps and another k for all lengths. The first gap is the number of
+indices before the first run. Any other gap is the number of indices between two runs, minus 1.
 
 Values of the types "codes8", "codes4", "codes2" and "codes1" have 8, 4, 2 and 1 bits. The highest bit is the sign, and
 the others are the magnitude minus 1. float16 scales come before the values, one for each row with a stored value. A

@@ -73,8 +73,9 @@ class FusedStep:
         """Make one step with the settings of `group`.
 
         Returns:
-            None if the step was made, otherwise the parameter. If its gradient is NaN or infinite, nothing has changed.
-            If its momentum overflows, some rows may have changed.
+            None if the step was made. Otherwise the parameter of this FusedStep, to name it in an error: either its
+            gradient is NaN or infinite, and nothing has changed; or its momentum has overflowed, and some rows may have
+            changed.
         """
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None

@@ -183,7 +183,7 @@ def lost_while_waiting() -> AbstractContextManager[None]:
 
     Ray Tune already does this for a running trial. A trial that has not begun may lose its process because the previous
     trial in the same process crashed, or because the node was lost. Without this patch, Tune would count this loss
-    twice, and would give the waiting trial the state of a failed trial.
+    twice, and would mark the waiting trial as failed.
     """
     from ray.tune.execution.tune_controller import TuneController
 

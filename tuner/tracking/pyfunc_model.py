@@ -113,7 +113,8 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
         network: a path or a `Gated`. The path is the folder with the network's model.safetensors and model.json. A
             `Gated` is a group of two networks.
         experiment: the experiment of the network.
-        name: the name of the experiment, as a value of --experiment. The source code of the experiment must exist.
+        name: the name of the experiment, as a value of --experiment. The experiment must be defined
+            in a file or be built in: the model stores its source code.
         inputs: the inputs of one example as in the data set, before `prepare`.
     """
     if isinstance(network, Gated):
