@@ -98,7 +98,7 @@ def row(method: str, values: list[float], ours: list[float] | None) -> str:
         return text + " | |"
     less = [100 * (mine - other) for mine, other in zip(ours, values, strict=True)]
     p = wilcoxon(less).pvalue if any(less) else 1.0
-    return text + f" {statistics.mean(less):+.2f} | {p:.3f} |"
+    return text + f" {statistics.mean(less):+.2f} | {'< .001' if p < 0.001 else f'{p:.3f}'} |"
 
 
 def main() -> None:
