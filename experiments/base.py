@@ -289,8 +289,9 @@ def outputs_of(
     The network computes on its own device and in evaluation mode. Afterwards, its former mode is restored.
 
     Args:
-        batch: the number of examples in a batch. If None, a Split has batches of 4096 examples, or of fewer if the
-            inputs are large, and a Loaded has batches of `experiment.recipe.batch_size` examples.
+        split: examples in memory (class Split), or a data set that a DataLoader loads (class Loaded).
+        batch: the number of examples in a batch. If None, the number depends on the class of `split`. For Split it is
+            4096, or less if the inputs are large. For Loaded it is `experiment.recipe.batch_size`.
     """
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size

@@ -26,9 +26,9 @@ def layer_counts(
             product. If a density would exceed `most`, it becomes `most`, and the densities of the other layers are
             scaled again.
         a_neuron: the minimum number of nonzero weights in each neuron. The minimum is reduced if the network has too
-            few nonzero weights for it. A layer may need more nonzero weights for this minimum than the distribution
-            gives it. The other layers then get fewer weights. Each of them loses the same share of the weights that it
-            does not need for its own neurons.
+            few nonzero weights for it. The distribution may give a layer fewer nonzero weights than the minimum of its
+            neurons requires. Each layer then gets the required number, and a fraction of the weights that the
+            distribution gives it beyond this number. The fraction is the same for all layers.
         most: the largest density of a layer, in (0, 1]. If the density of the whole network is larger, every layer has
             the density of the network.
 

@@ -117,8 +117,8 @@ class Precision(NamedTuple):
         return self.bits != ALL_BITS and not self.signs
 
     def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes | Signs]:
-        """Convert a network's tensors into this precision without loss. Prunable weights become Codes or Signs if they
-        have few bits, and the tensors in `halves` become float16.
+        """Convert a network's tensors into this precision without loss. Prunable weights become instances of Codes or
+        Signs if they have few bits, and the tensors in `halves` become float16.
 
         Args:
             tensors: the network's state_dict.

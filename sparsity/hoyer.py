@@ -47,8 +47,9 @@ def _from_ratio(ratio: float, n: int) -> float:
 
 
 def expected_gamma(shape: float, power: float, n: int) -> float:
-    """Return the expected Hoyer sparsity of a row of n weights w_i, for large n. The numbers |w_i|^power are
-    independent and have a gamma distribution with this shape. The scale of the distribution has no effect.
+    """Return the expected Hoyer sparsity of a row of n weights w_i, for large n, under an assumption: the numbers
+    |w_i|^power are independent and have a gamma distribution. The argument `shape` is the shape parameter of this
+    distribution. Its scale parameter has no effect.
 
     By the law of large numbers, ||w||_1/||w||_2 approaches
     sqrt(n) G(shape + 1/power)/sqrt(G(shape) G(shape + 2/power)), where G is the gamma function.

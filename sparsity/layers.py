@@ -75,8 +75,8 @@ class LayerRules:
             registered.
         pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
             whose shape does not fit the pattern stay dense.
-        neurons: the groups of neurons that can only be removed together, from `neuron_groups`. Only a training that
-            begins with fewer neurons than the network has needs these groups. None if they are not known.
+        neurons: the groups of neurons that can only be removed together, from `neuron_groups`. These groups are
+            required only if the training begins with a part of the network's neurons. None if the groups are not known.
 
     Raises:
         ValueError: if the text of `pattern` describes no pattern.

@@ -171,10 +171,12 @@ class Block(Pattern):
         return x.repeat_interleave(self.rows, 0).repeat_interleave(self.inputs, 1)[: shape[0], : shape[1]]
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
-        """Return masks with ones in the blocks with the largest mean squares: at most `keep` ones in all. If `a_row` is
-        not 0, every row of blocks gets at least one block of ones, unless `keep` is too small for this. If `a_row` is 0
-        or `keep` is too small for all rows, every layer gets at least one block of ones, unless `keep` is too small for
-        all layers."""
+        """Return masks with ones in the blocks with the largest mean squares: at most `keep` ones in all layers
+        together. Two minimums are tried in this order, and the first for which `keep` is large enough is satisfied:
+
+        1. Every row of blocks has at least one block of ones. This minimum is left out if `a_row` is 0.
+        2. Every layer has at least one block of ones.
+        """
         pools = [self.pooled(score) for score in scores]
         ranks, sizes = [pool.clone() for pool, _ in pools], [size for _, size in pools]
         for by_row in (True, False) if a_row else (False,):

@@ -162,8 +162,8 @@ def extremes(curve: Curve) -> tuple[float, float]:
 
 def published_learning_rate(epochs: int) -> PiecewiseLinear:
     """Return the learning rate of the LpSS paper (arXiv 2103.16013) as a multiple of its peak. For E epochs, the knots
-    lie at the epochs 0, E/6, E/3, E-3 and E. The published values at these knots are .04, 2, .5, .004 and .0002, so
-    that the peak is 2. If E-3 is less than E/3, the fourth knot lies at E/3, too."""
+    lie at the epochs 0, E/6, E/3, E-3 and E. The values at these knots are .02, 1, .25, .002 and .0001: the published
+    learning rates, divided by their peak. If E-3 is less than E/3, the fourth knot lies at E/3, too."""
     late = max(1.0 / 3.0, 1.0 - 3.0 / epochs)
     return PiecewiseLinear(((0.0, 0.02), (1 / 6, 1.0), (1 / 3, 0.25), (late, 0.002), (1.0, 0.0001)))
 

@@ -108,7 +108,7 @@ def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
     """Return masks of the sparsity `sparsity`, or of a higher sparsity if `excess` requires more zeros. The higher
-    sparsity leaves at least as many ones in total as there are masks.
+    sparsity has a limit: at least n ones stay in total, where n is the number of masks.
 
     Args:
         chosen: a function that returns the masks for a sparsity.

@@ -327,7 +327,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:
-        """Return a dict from names of prunable weights to their Codes. It is empty before weights have few bits."""
+        """Return a dict from names of prunable weights to `few_bits.Codes`. It is empty until weights have few bits."""
         if self.few_bits is None or not self.few_bits.begun:
             return {}
         return {layer.name: codes for layer, codes in zip(self.layers, self.few_bits.codes(), strict=True)}
@@ -358,8 +358,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
                     layer.weight.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `state_beside_network` and the prunable weights. A program may load the network's state before it
-        makes this object, whose constructor masks weights. `load_state_dict` of this object restores these weights."""
+        """Return `state_beside_network` and the prunable weights. If a program loads the network's state_dict before it
+        makes this object, the constructor sets some loaded weights to zero. `load_state_dict` then restores them."""
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def plain_state(model: nn.Module) -> dict[str, Any]:
 
 def as_plain(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dict with the same tensors under plain names, as in `plain_state`. The given names may have prefixes of
-    wrappers, as in files of earlier versions of this package. Names of tensors that the network does not have stay."""
+    wrappers, as in files of earlier versions of this package. A tensor that the network does not have keeps its
+    given name."""
     plain = plain_state(model)
     bare = {_bare(name): name for name in plain}
     return {name if name in plain else bare.get(_bare(name), name): tensor for name, tensor in tensors.items()}

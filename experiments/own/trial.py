@@ -131,8 +131,7 @@ class Trial(ABC):
                 current network. While masks still change, it is called a second time, with the network pruned to its
                 final sparsity. Afterwards, the network's mode and the states of random generators are restored.
                 Instead of a function, `value` may be a number: the metric of the network, pruned to its final
-                sparsity. Measure this number in a block `with trial.projected():`, because the trial cannot prune the
-                network after the measurement.
+                sparsity. Measure this number in a block `with trial.projected():`, in which the network is pruned.
             others: further measures of the epoch, finite numbers such as train_loss.
 
         Raises:

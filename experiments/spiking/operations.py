@@ -21,8 +21,8 @@ class Activity:
 
     Attributes:
         rates: a dict from the name of each spiking layer to the mean number of spikes of a neuron in a step, in [0, 1].
-        spared: the number of multiply-adds in an example whose inputs are spikes, 0 or 1. Additions replace these
-            multiply-adds. Only nonzero weights count.
+        spared: for one example, the number of multiply-adds that multiply a nonzero weight by a spike (0 or 1).
+            Additions replace these multiply-adds.
         caused: the number of additions in an example. Each spike of a neuron causes one addition for each nonzero
             weight from this neuron to another.
     """

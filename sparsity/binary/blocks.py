@@ -39,11 +39,12 @@ def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
     """Return the gradient with respect to the argument of `normalise`. The gradient is approximate, because it is
-    computed from signs. It is exact if all normalised products have the same magnitude and the bias is 0.
+    computed from signs. It is exact if all normalised products have the same magnitude and the bias is 0. This bias is
+    the attribute `bias` of BinaryBlock. BinaryBlock adds it to the normalised products.
 
     Args:
         grad: the gradient with respect to the normalised products.
-        sign: the signs of the normalised products after the bias was added: -1 or +1, in the shape of `grad`.
+        sign: the signs of the sums of normalised products and bias: -1 or +1, in the shape of `grad`.
         size: the mean magnitudes, shape (rows,).
     """
     u = grad / size[:, None]

@@ -16,8 +16,8 @@ class Form(NamedTuple):
     """Describes how a file stores a tensor: the form, and the positions of the nonzero values.
 
     Attributes:
-        form: DENSE, BITMAP or RICE. COMPACT is added if only a small matrix is stored: the rows and columns that have
-            values.
+        form: one of the numbers DENSE, BITMAP and RICE, or the sum of one of them and COMPACT. The sum means that the
+            file stores only a small matrix: the rows and columns that have values.
         k: the parameter of RICE.
         bits: the number of bits that the tensor takes in addition to its nonzero values. With the form DENSE, these are
             the bits of the zeros, which DENSE also stores. Each part of the tensor is rounded up to whole bytes.

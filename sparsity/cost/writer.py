@@ -25,7 +25,8 @@ def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[s
     zero, and the scale of a row that has only zeros.
 
     Args:
-        tensors: the network's state_dict. Codes or Signs may replace tensors.
+        tensors: the network's state_dict. It may contain instances of `Codes` and `Signs` instead of tensors. These
+            classes of tune_sparsity.sparsity.few_bits hold weights with few bits.
         prunable: the names of the tensors whose zeros are not stored.
 
     Raises:

@@ -95,7 +95,8 @@ class LpssSettings(TailSettings):
             reduced to allow five updates.
         feedback: if drop = "threshold", the controller of the sparsity: "published" or "pi" (proportional-integral). It
             computes from the current sparsity how many weights grow.
-        feedback_gain: delta of the feedback "published", or the integral gain of "pi", in [0, 1).
+        feedback_gain: a number in [0, 1). For the feedback "pi" it is the integral gain. For the feedback "published"
+            it is the attribute `delta` of PaperFeedback.
         optimizer: "sgd" or "adamw", for all parameters off the sphere. The optimizer on the sphere is always LpSGD.
             Trained gains always use SGD.
         gain_lr: peak learning rate of trained gains, > 0. If None, this is `lr` with SGD, and .1 with AdamW.

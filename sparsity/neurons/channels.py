@@ -57,10 +57,10 @@ def coupled(module: object) -> list[tuple[list[int], list[int]]]:
     """Return which output and input channels of a grouped convolution must be removed together, in addition to those
     that the dependency graph links. The result is a list of pairs: indices of outputs, and indices of inputs.
 
-    Here, a group is a group of the convolution (the attribute `groups`). A group may have fewer inputs than the
-    convolution has groups, for example in a depthwise convolution. A whole group is then removed with its inputs and
-    outputs. Otherwise the channels with the same position in every group are removed together, so that all groups keep
-    equal sizes.
+    Here, a group is a group of the convolution (the attribute `groups`). There are two cases. In the first case, the
+    number of groups is larger than the number of inputs in each group, for example in a depthwise convolution. Whole
+    groups are then removed, with their inputs and outputs. In the second case, the number of groups is not larger. The
+    channels with the same position in every group are then removed together, so that all groups keep equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return []

@@ -168,11 +168,12 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks that satisfy `enough`. The masks remove as few bundles of groups as possible, the least
-        important first. Every layer keeps at least one bundle. In some networks, the number of nonzero weights is
-        smallest only if certain neurons stay, and these may not be the most important ones. If `enough` requires this
-        smallest number, the masks keep the most important neurons and do not satisfy `enough`: a few weights too many
-        stay.
+        """Return masks that satisfy `enough`, with one exception. The masks remove as few bundles of groups as
+        possible, the least important first. Every layer keeps at least its most important bundle.
+
+        The exception: in some networks, the smallest possible number of nonzero weights is reached only if a layer
+        keeps another bundle than its most important one. If `enough` requires this smallest number, the masks still
+        keep the most important bundles. A few more weights then stay than `enough` allows.
 
         Args:
             log_magnitudes: log2 of the weights' magnitudes: for each layer a tensor in the shape of the weight, on any

@@ -63,8 +63,9 @@ class NarrowSelection(Selection):
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks with as many ones as `sparsity` leaves in the layers with all their neurons. If the narrower
-        network has fewer weights, return masks with ones for all its weights."""
+        """Return masks with ones only for weights of the narrower network. `sparsity` is the fraction of zeros in the
+        masks of the whole layers. If the narrower network has fewer weights than this leaves, return masks with ones
+        for all its weights."""
         parts = [box.inside(one) for box, one in zip(self.boxes, log_magnitudes, strict=True)]
         before = None if active is None else [box.inside(one) for box, one in zip(self.boxes, active, strict=True)]
         within = _within(sparsity, log_magnitudes, parts)
@@ -94,8 +95,10 @@ def narrow_selection(
     variance.
 
     Args:
-        rules: the rules with the network's neurons.
-        sparsity: the final sparsity of the layers with all their neurons.
+        rules: the rules that select the prunable weights. Their attribute `neurons` has the groups of the network's
+            neurons.
+        sparsity: the final sparsity: the fraction of zeros in the whole layers. The weights of neurons with which the
+            training does not begin count as zeros.
         width: a number in (0, 1). A layer of n neurons begins with n^width neurons.
         trained: whether the network was trained before. The most important neurons of a trained network stay. Of an
             untrained network, the first neurons of each layer stay.

@@ -32,8 +32,9 @@ class ForeachStep:
 
     Args:
         params: the parameters. Each has a gradient at every `step`.
-        states: the optimizer's state of each parameter, with the dual image "v" (rows, fan-in) and "gain" (rows, 1). If
-            other code replaces these tensors, the next step uses the new ones.
+        states: the optimizer's state of each parameter. It contains "v", shape (rows, fan-in), and "gain", shape (rows,
+            1). "v" is the dual image sign(w)|w|^(p-1) of the weights w on the sphere (see LpSGD). If other code
+            replaces these tensors, the next step uses the new ones.
         masks: for each parameter a mask in its shape, or None. Masked weights are zero, and their gradients count as
             zero.
         foreach: whether one operation copies all gradients into a flat tensor, and one operation copies all new values

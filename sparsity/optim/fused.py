@@ -1,8 +1,9 @@
 """Make a step of LpSGD with compiled code (sparsity/optim/kernel.c), for float32 on a CPU.
 
-If most weights are masked, only the active ones are updated. A masked weight has no gradient and no momentum. Its dual
-image v is only multiplied by a factor, which is the same for all masked weights of a row. It is therefore enough to
-update one number for each row: the sum of |v|^q over all masked weights, which is the state "latent".
+If most weights are masked, only the active ones are updated. A masked weight has no gradient and no momentum. Only
+its dual image v (see LpSGD) changes: it is multiplied by a factor, which is the same for all masked weights of a row.
+It is therefore enough to update one number for each row: the sum of |v|^q over all masked weights, with q = p/(p-1) for
+the exponent p of the sphere. This number is the state "latent".
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class FusedStep:
 
     Args:
         param: a parameter. The function `fits` must return True for its rows.
-        state: the optimizer's state of the parameter, with the dual image "v" (rows, fan-in) and "gain" (rows, 1).
+        state: the optimizer's state of the parameter. It contains "v", shape (rows, fan-in), and "gain", shape (rows,
+            1). "v" is the dual image sign(w)|w|^(p-1) of the weights w on the sphere (see LpSGD).
         mask: the mask in the parameter's shape, or None. For masked weights, the parameter and its momentum are zero,
             and the gradient counts as zero.
         orientation: how the parameter is viewed as rows. If torch cannot view it in this way, each step works on a copy

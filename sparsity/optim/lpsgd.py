@@ -162,9 +162,11 @@ class LpSGD(torch.optim.Optimizer):
         """Prune parameters in sphere groups. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its
         dual image v only decays.
 
-        A parameter without an entry in `masks` loses its mask. On a CPU, if most weights are masked, a step is much
-        faster than a step without `set_masks`, for which the caller masks the gradients. The state_dict does not
-        contain the masks. Call this method again after a mask was changed in place.
+        A parameter without an entry in `masks` loses its mask. The state_dict does not contain the masks. Call this
+        method again after a mask was changed in place.
+
+        Instead of calling this method, you can multiply gradients and parameters by masks yourself at every step. On a
+        CPU, if most weights are masked, steps after `set_masks` are much faster.
 
         Args:
             masks: a dict from parameters to masks of zeros and ones in the shapes of the parameters.

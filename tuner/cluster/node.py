@@ -19,7 +19,7 @@ class Node:
         """Return how many workers of trials fit on this node.
 
         Args:
-            cpus, gpus: the CPUs and GPUs of each worker.
+            cpus, gpus: the numbers of CPUs and GPUs of each worker.
         """
         fit = int(self.cpus / cpus + 1e-9)
         # The share of a GPU lies on one GPU. Rests on two GPUs cannot be added up.
@@ -31,7 +31,7 @@ def trials_at_once(nodes: Iterable[Node], cpus: float, gpus: float, workers: int
     """Return how many trials fit on the nodes at once. The workers of a trial may run on several nodes.
 
     Args:
-        cpus, gpus: the CPUs and GPUs of each worker.
-        workers: the workers of each trial.
+        cpus, gpus: the numbers of CPUs and GPUs of each worker.
+        workers: the number of workers of each trial.
     """
     return sum(node.room(cpus, gpus) for node in nodes) // workers

@@ -28,12 +28,14 @@ _ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # the versions of
 class Answer:
     """The answer of a node to `node_probe.probe`, or the reason why there is no answer.
 
+    `storage` and `silent` are ends of sentences. In the error message for the user, the node's address stands before
+    them.
+
     Attributes:
         node: the node.
-        versions, gpus, storage: the results of `node_probe.probe`. A message contains the node's address and then
-            `storage`.
-        silent: the reason why there is no answer, or "" if there is one. A message contains the node's address and then
-            `silent`.
+        versions, gpus, storage: the results of `node_probe.probe`.
+        silent: the reason why there is no answer, such as "did not answer within 120 seconds". "" if there is an
+            answer.
     """
 
     node: Node
@@ -149,8 +151,8 @@ def check_nodes(storage: StudyStorage) -> None:
             raise UsageError(f"node {answer.node.address} {answer.silent}. For details, run: tune-sparsity doctor")
     if different := differences(answers):
         raise UsageError(
-            f"node {different[0]}: install the same version on all machines. For all differences, run: "
-            "tune-sparsity doctor"
+            f"node {different[0]}: install the same versions of Python and its packages on all machines. For all "
+            "differences, run: tune-sparsity doctor"
         )
     for answer in answers:
         if answer.storage:

@@ -60,8 +60,8 @@ def asks_for_token() -> bool:
 
 
 class NodeProcess:
-    """A process that starts a private Ray and keeps it running. Use this object as a context manager: the process ends
-    with the block, or with this process.
+    """Makes a new process, which starts a private Ray and keeps it running. Use this object as a context manager. The
+    new process ends at the end of the block. If the driver dies earlier, the new process ends, too.
 
     Args:
         config: the study's settings.

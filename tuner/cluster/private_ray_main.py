@@ -59,8 +59,9 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
         wanted: JSON with two entries: `sizes`, the arguments of `cpus_in_use`; and `ahead`, whether workers load
             libraries before there is a trial.
         plain: the reason, in one line, to start Ray through its public API, or "" for the quick start.
-        tried: the reason, in one line, why Ray did not start through its public API at a first attempt; "" if there was
-            no such attempt.
+        tried: "", except in one case: an earlier process has already tried to start Ray through its public API, and
+            Ray's processes took too long. Ray is then started through its public API a second time. `tried` is the
+            error of the first time, in one line.
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:
@@ -133,9 +134,10 @@ def cpus_in_use(
     the CPUs of this machine. The arguments have the names of the command's options.
 
     Args:
-        cpus_per_trial: the CPUs of each worker.
-        gpus_per_trial: the GPUs of each worker; the text "auto" stands for 1 if this machine has a GPU, otherwise 0.
-        workers_per_trial: the workers of each trial.
+        cpus_per_trial: the number of CPUs of each worker.
+        gpus_per_trial: the number of GPUs of each worker. The text "auto" stands for 1 if this machine has a GPU,
+            otherwise for 0.
+        workers_per_trial: the number of workers of each trial.
         trials: the number of trials of the study.
         concurrency: the largest number of trials that run at the same time; None for as many as fit.
     """

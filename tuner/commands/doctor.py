@@ -215,9 +215,9 @@ def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1)
 
     Args:
         there: the nodes of the cluster.
-        cpus: the CPUs of each worker.
-        gpus: the GPUs of each worker.
-        workers: the workers of each trial.
+        cpus: the number of CPUs of each worker.
+        gpus: the number of GPUs of each worker.
+        workers: the number of workers of each trial.
     """
     room = trials_at_once(there, cpus, gpus, workers)
     found = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in there)

@@ -24,8 +24,8 @@ def export(arguments: list[str]) -> int:
         "--network",
         metavar="NAME",
         default="best",
-        help="the network: best, best-0.9, front/t0003, ..., or group: the pair that --group recommends "
-        "(default: best)",
+        help="the name of a network, such as best, best-0.9 or front/t0003; the name group means the pair of networks "
+        "that --group recommends (default: best)",
     )
     parser.add_argument(
         "--out",

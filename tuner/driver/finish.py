@@ -197,9 +197,9 @@ def _judged(
     """Return the outcome of the study, with groups (--group) and an ensemble (--ensemble) if the user wants them.
 
     Returns:
-        Three values. The first value is the outcome. The second value is a dict of the networks that --group reflect
-        has trained again, from each network's folder to the network's trial. The third value is a list with a line for
-        each result that is missing.
+        Three values. The first value is the outcome. The second value describes the networks that were trained again
+        because of the option `--group reflect`. It is a dict from a network's folder to the network's trial. The third
+        value is a list with a line for each result that is missing.
     """
     outcome = _outcome(prepared, records, written.networks, retrained.methods, latencies)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)

@@ -18,7 +18,7 @@ from tune_sparsity.tuner.tracking.model import model_note
 from tune_sparsity.tuner.tracking.pyfunc_model import Gated
 
 Networks = dict[str, tuple[TrialRecord, Path]]
-"""A dict of the trials whose networks were written, from each trial's name to the trial and the network's file."""
+"""The written networks: a dict from the name of each network's trial to the pair (trial, file of the network)."""
 
 
 def with_groups(
@@ -32,9 +32,9 @@ def with_groups(
         folders: a dict from the folder of each written network to the network's trial.
 
     Returns:
-        Three values. The first value is the outcome. The second value is a dict of the networks that --group reflect
-        has trained again, from each network's folder to the network's trial. The third value is a list with a line for
-        each result that is missing.
+        Three values. The first value is the outcome. The second value describes the networks that were trained again
+        because of the option `--group reflect`. It is a dict from a network's folder to the network's trial. The third
+        value is a list with a line for each result that is missing.
     """
     config, best = prepared.config, outcome.best
     if config.group is None or best is None or not folders:

@@ -64,9 +64,9 @@ class LatencyCurve:
             limit: the limit in milliseconds.
 
         Returns:
-            The number of multiply-adds. If the expected time of the dense network is at most the limit, even without a
-            margin, the multiply-adds of the dense network. None if the expected time of the smallest network is above
-            the limit.
+            The number of multiply-adds. If the expected time of the dense network is at most the limit, this is the
+            number of the dense network. The margin has no effect in this case. None if the expected time of the
+            smallest network is above the limit.
         """
         if self(self.dense) <= limit:
             return self.dense

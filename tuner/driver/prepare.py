@@ -86,10 +86,10 @@ def prepare(
         resume: whether to continue an existing study, instead of beginning a new study.
         named: whether the study has a name that the user has given. A new study must not have the name of an existing
             one.
-        share: the method `share` of a Connection to Ray. A call of `share` takes a second. For a built-in experiment,
-            `share` is called after the quick checks, so that a user's mistakes are reported without this delay. Another
-            thread loads the data during the call. For a user's experiment, `share` is called before the user's code
-            runs.
+        share: the method `share` of a Connection to Ray. For a private Ray, `share` loads libraries and forks this
+            process, which takes a second. For a built-in experiment, `share` is called after the quick checks, so that
+            a user's mistakes are reported without this delay. Another thread loads the data during the call. For a
+            user's experiment, `share` is called before the user's code runs.
 
     Raises:
         UsageError: if a check fails. The message is one line about the first mistake.

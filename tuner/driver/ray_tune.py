@@ -50,7 +50,7 @@ def slots(config: StudyConfig, gpus: float) -> int:
 
     Args:
         config: the study's configuration.
-        gpus: the GPUs of each worker.
+        gpus: the number of GPUs of each worker.
 
     Raises:
         UsageError: if the nodes have not enough CPUs or GPUs for one trial.
@@ -245,7 +245,7 @@ def run_trials(
         study: the study that gives the trials.
         setup: the settings that all trials share.
         arrays: the training and validation data, as tuner.cluster.node_data.for_workers returns them.
-        gpus: the GPUs of each worker.
+        gpus: the number of GPUs of each worker.
         concurrency: the number of trials that run at once.
         stop: decides when the study has to end early.
 

@@ -31,7 +31,7 @@ def train_best_again(
         study: the study, after its search has ended.
         setup: the settings that all trials share.
         arrays: the training and validation data, as tuner.cluster.node_data.for_workers returns them.
-        gpus: the GPUs of each worker.
+        gpus: the number of GPUs of each worker.
         concurrency: the number of trials that the search ran at the same time. This function runs the same number of
             trainings at the same time.
     """

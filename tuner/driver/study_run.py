@@ -123,8 +123,8 @@ class StudyRun:
     @property
     def why_ended(self) -> str:
         """Return a sentence that says why the search has ended, or "" if more trials may begin. The search never
-        continues after it has ended, because Ray no longer asks for trials. This is also true if a trial that still
-        runs brings a gain after --patience has ended the search."""
+        continues after it has ended, because Ray no longer asks for trials. If --patience has ended the search, a
+        running trial may still become the best trial. The search does not continue in this case, either."""
         self._why_ended = self._why_ended or self._reason_to_end()
         return self._why_ended
 

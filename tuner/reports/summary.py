@@ -137,9 +137,9 @@ def front_line(outcome: StudyOutcome) -> str:
 
 
 def ensemble_line(outcome: StudyOutcome) -> str:
-    """Return a line that compares an ensemble (option --ensemble) with the best network alone. The networks of the
-    ensemble are drawn around the weights of the best network. If the ensemble is not better, the line says so. Return
-    "" if the study has no ensemble."""
+    """Return a line that compares an ensemble (option --ensemble) with the best network alone. The weights of the
+    ensemble's networks are random numbers near the weights of the best network. If the ensemble is not better, the line
+    says so. Return "" if the study has no ensemble."""
     about, objective = outcome.ensemble, outcome.goal.objective
     if not about:
         return ""

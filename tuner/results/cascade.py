@@ -219,8 +219,8 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
     Returns:
         A dict for each of the PAIRS_SHOWN most frequent pairs, the most frequent first. "classes" names the two
         classes, and "examples" is the number of examples of this pair that are passed on. "small" and "large" say how
-        many of these examples each network classifies correctly. "shown" contains the indices in the split of the
-        EXAMPLES_SHOWN examples among them with the smallest margins.
+        many of these examples each network classifies correctly. "shown" is a list of up to EXAMPLES_SHOWN indices in
+        the split. They belong to the examples of this pair that have the smallest margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)

@@ -55,7 +55,7 @@ class Network:
     @cached_property
     def _precise(self) -> dict[str, Tensor | Codes | Signs]:
         """Return the state_dict in the number types that the network was trained for. Weights with few bits become
-        Codes or Signs."""
+        instances of Codes or Signs (see tune_sparsity.sparsity.few_bits)."""
         return self.precision.of(self.tensors, self.prunable)
 
     @cached_property

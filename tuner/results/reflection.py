@@ -63,7 +63,8 @@ class StudyRecipe:
         epochs: the number of epochs.
         seed: the seed of the study.
         device: the device for the training.
-        uses: the numbers of multiplications with the network's weights for one example (see Uses); None if unknown.
+        uses: an object that says how often the network uses each of its weights for one example (class Uses of
+            tune_sparsity.sparsity.cost.multiply_adds). None if this is not known.
     """
 
     experiment: Experiment
@@ -181,8 +182,8 @@ def within(
     most accurate on the validation data. Return None if no group is within the limits.
 
     Args:
-        plain: the other group, as in result.json. The new group must not need more multiply-adds than this group, and
-            not more than AS_LARGE times its bytes.
+        plain: the other group, as in result.json. Its numbers of multiply-adds and bytes are the limits. The new group
+            may need at most this number of multiply-adds, and at most AS_LARGE times this number of bytes.
         answers: the predictions of both networks for the validation data, the small network's first.
         records: the trials of both networks, the small network's first.
     """

@@ -45,7 +45,8 @@ class StudySeconds:
         startup: the time from the start of the command to the first epoch of a trial.
         training: the sum of the times of all epochs in the workers, divided by the number of trials that ran at once.
         sampling: the time in which the driver proposed trials and recorded their results.
-        tracking: the time in which the driver wrote notes for MLflow.
+        tracking: the time in which the driver wrote data for MLflow into a file. Another process sends this file to
+            MLflow.
         finishing: the time from the end of the search to the last file.
     """
 
@@ -197,7 +198,7 @@ def trials_csv(
             empty.
 
     Returns:
-        The text of the CSV file, with quotes as in RFC 4180 and "\n" as line ends.
+        The text of the CSV file, with quotes as in RFC 4180. Each line ends with a line feed.
     """
     parameters = _parameter_columns(records if columns_of is None else columns_of, objective.val)
     text = io.StringIO()

@@ -29,7 +29,8 @@ class Plan:
     """Choices for a trial that are made before the sampler proposes the other parameters.
 
     Attributes:
-        sparsities: a dict from the name of each method that the trial may have to the final sparsity with this method.
+        sparsities: a dict from names of methods to final sparsities. For each method that is possible for the trial, it
+            contains the final sparsity of the trial with this method.
         method: the method; None if the sampler chooses it.
         configuration: the parameters of earlier trials that this trial tries again at another sparsity; None if the
             sampler proposes the other parameters.

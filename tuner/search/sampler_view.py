@@ -50,9 +50,11 @@ class View:
             trials are kept.
         best: the number of best trials to keep.
         running: the largest number of running trials. If there are more, the sampler sees only the latest ones.
-        everything: the distributions of parameters that each trial must have, even if a parameter does not apply to it.
-            This is for samplers that learn only from trials with the same parameters.
-        centre: values of the parameters in `everything`, for trials that do not have them.
+        everything: a dict from names of parameters to distributions. In the sampler's study, each trial has all these
+            parameters, including parameters that the trial itself does not use. This is for samplers that learn only
+            from trials with the same parameters.
+        centre: a dict from the names in `everything` to values. When an ended trial is added to the sampler's study,
+            parameters that the trial does not use get these values.
     """
 
     constraint: bool = True

@@ -1,9 +1,9 @@
 """Searches with Optuna: proposes trials and receives their results. Merit and sparsity are the two objectives, and the
 target sparsity is a constraint. The merit is the metric, negated if it is minimised.
 
-The searcher's whole state is in Optuna's study, which other modules call the record. The study's file, the journal, is
-in the study's folder. A study can therefore be resumed, and Optuna's dashboard can open it. Some samplers learn from a
-small study of their own instead (tuner.search.sampler_view). The searcher does not need Ray.
+The searcher's whole state is in a study of Optuna. The file of Optuna's study, the journal, is in the folder of our
+study. A study can therefore be resumed, and Optuna's dashboard can open it. Some samplers learn from another, small
+study in memory (tuner.search.sampler_view). The searcher does not need Ray.
 """
 
 from __future__ import annotations

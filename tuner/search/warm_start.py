@@ -1,6 +1,6 @@
-"""Lets a new study begin with results of earlier studies. It uses those of their trials that the new study itself could
-have run. If the best trial of an earlier study is not among them, the new study tries the parameters of this best trial
-first."""
+"""Lets a new study begin with results of earlier studies. An earlier trial is used only if the new study itself could
+have run this trial. If the best trial of an earlier study cannot be used, the new study tries the parameters of this
+best trial first."""
 
 from __future__ import annotations
 

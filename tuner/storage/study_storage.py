@@ -302,8 +302,8 @@ class S3Storage(StudyStorage):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """Reserve a name with a random suffix. The suffix prevents that another machine reserves the same name, because
-        other machines do not see the folder that this method creates."""
+        """Reserve a name with a random suffix, and yield it. Other machines do not see the folder that this method
+        creates, so they could reserve the same name. The suffix prevents this."""
         with super().new_name(f"{wanted}-{secrets.token_hex(3)}") as name:
             yield name
 

@@ -41,8 +41,8 @@ class Mirror:
         arrived: the names of files that need not be sent, because the store already has their current contents.
 
     Attributes:
-        also: a function that is called at the end of each complete round. It may do more work in the store. A study
-            removes old checkpoints there.
+        also: a function that is called at the end of each complete round. The driver of a study replaces this attribute
+            by a function that removes old checkpoints from the store. The default function does nothing.
         lost: the reason why this process may no longer write to the study, or "" if it may.
         complete: whether the last round has sent all files that had changed.
     """

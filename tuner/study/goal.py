@@ -1,4 +1,5 @@
-"""Defines the goal of a study: one target, several targets, a front, or a limit of weights, bytes, work or time.
+"""Defines the goal of a study: one target, several targets, a front, or a limit of nonzero weights, bytes,
+multiply-adds or milliseconds.
 
 All code that depends on the kind of goal is here. The goal gives the range of the final sparsity in the search, decides
 which trials are feasible, and compares trials. A feasible trial has completed and meets the goal.
@@ -43,9 +44,9 @@ class Goal:
             of a network that has exactly this number of nonzero weights.
         max_bytes: the largest allowed size of a network's packed file (this package's smallest file format); None for
             the other goals. The target is the approximate sparsity that this size needs.
-        max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. The target is
-            not a fraction of weights here: it is the fraction of the prunable layers' multiply-adds that a network must
-            save.
+        max_macs: the largest allowed number of multiply-adds for an example. Goals with `max_latency` also have this
+            number, as soon as it is known. None for the other goals. The target is not a fraction of weights here: it
+            is the fraction of the prunable layers' multiply-adds that a network must save.
         max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. During the
             search, `max_macs` is the number of multiply-adds that is expected to meet this limit. At the end of the
             study, `max_macs` is the number that met the limit in a measurement.

@@ -171,9 +171,9 @@ class Outbox:
             params: the run's parameters. MLflow never changes a parameter. If a parameter such as `lr` gets a new
                 value, this value becomes the tag `resumed.lr`.
             tags: the run's tags.
-            metrics: a dict from the names of metrics to their values. Infinite values become NaN, which MLflow can
-                show. Values that are not numbers are left out. A metric is also left out if the outbox already has it
-                at a later step, for example if a resumed trial trains an epoch again.
+            metrics: a dict from the names of metrics to their values. NaN is kept. Infinite values become NaN, which
+                MLflow can show. Values that float() does not accept are left out. A metric is also left out if the
+                outbox already has it at a later step, for example if a resumed trial trains an epoch again.
             step: the step of the metrics.
             status: a status of MLflow, or "".
             files: artifacts, in the study's folder or elsewhere.

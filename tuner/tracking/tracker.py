@@ -188,8 +188,8 @@ class Tracker:
         Args:
             number: the number of the trial.
             epoch: the number of the epoch, which is the step in MLflow.
-            metrics: a dict from the names of metrics to their values. Infinite values become NaN, which MLflow can
-                show. Values that are not numbers are left out.
+            metrics: a dict from the names of metrics to their values. NaN is kept. Infinite values become NaN, which
+                MLflow can show. Values that float() does not accept are left out.
         """
         self._note(trial_name(number), metrics=metrics, step=epoch)
 

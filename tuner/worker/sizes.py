@@ -34,8 +34,8 @@ class ByteLimit:
         layouts: a dict from the number of bits of a weight to the layout of the network's packed file. A layout
             describes which bytes the file contains (see `Layout`).
         bits: the smallest number of bits of a weight in the study. Binary networks do not count.
-        neurons: the neurons that may be left out, if trials may begin with fewer neurons than the experiment's network
-            has. A group contains neurons that can only be left out together. None if all trials begin with all neurons.
+        neurons: groups of neurons, if trials may begin without some neurons of the experiment's network. The neurons of
+            a group can only be left out together. None if all trials begin with all neurons.
     """
 
     most: int
@@ -63,8 +63,9 @@ class ByteLimit:
         return max(len(self.layouts[bits].prunable), self.part(bits, width).nonzero_within(self.most))
 
     def neuron_bytes(self, width: float = 1.0) -> int:
-        """Return how many bytes of the packed file the biases and the scales of all neurons take. The weights of this
-        network have `bits` bits. With few bits, each neuron has a scale, by which its weights are multiplied."""
+        """Return how many bytes the biases and the scales of all neurons take in a packed file. It is the file of a
+        network of the width `width` (see `part`) whose weights have the number of bits in the attribute `bits`. With
+        few bits, each neuron has a scale, by which its weights are multiplied."""
         part = self.part(self.bits, width)
         return int(part.neuron_bytes(part.weights))
 

@@ -375,9 +375,11 @@ def save_weights(training: Training | OwnTraining, path: Path) -> None:
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
     """Return the network as bytes in the safetensors format. For a weight "w", "w.mask" is its mask. "w.spread" is the
-    measured standard deviation of an averaged weight. The metadata say which dimension counts the neurons, for weights
-    for which this is not the first dimension. They also contain the precision of weights with few bits.
-    """
+    standard deviation of the weight's values over training steps. It exists only if weights are averaged over these
+    steps and the standard deviation is measured.
+
+    The metadata contain the orientation (see Orientation) of each weight whose first dimension does not count the
+    neurons. They also contain the precision of weights with few bits."""
     state = plain_state(training.model)
     tensors: dict[str, Tensor] = {
         # Copies, because a network may share tensors, and safetensors refuses shared tensors.
