@@ -7,12 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
 from tune_sparsity.tuner.commands.search import search
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, unknown
+from tune_sparsity.tuner.system.leaving import leave
 
 _OF_TORCHSCRIPT = r"`torch\.jit\."
 """The beginning of torch's warnings about TorchScript. The command refuses such networks with its own message."""
@@ -60,14 +60,10 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
 
 def entry() -> NoReturn:
-    """Run the command in this process, and exit at once after its output. Garbage collection is off during the imports,
-    and is left out at the end, because with torch, Ray and Optuna it would take seconds."""
+    """Run the command in this process, and end the process at once after its output. Garbage collection is off during
+    the imports, because it would take seconds."""
     gc.set_threshold(100_000, 50, 100)
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # the reader of the stream has ended
-            stream.flush()
-    os._exit(code)
+    leave(main())
 
 
 if __name__ == "__main__":

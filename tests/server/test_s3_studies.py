@@ -131,8 +131,10 @@ def test_a_study_is_in_the_store_as_it_would_be_in_a_folder(bench: Bench, ended:
 
 
 def test_report_compare_and_export_read_from_the_store(
-    bench: Bench, ended: Ran, capsys: pytest.CaptureFixture[str]
+    bench: Bench, ended: Ran, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    assert bench.run("report", "ended", "--storage", STORAGE, TMPDIR=str(tmp_path)).code == 0
+    assert not list(tmp_path.iterdir())  # the copy of the study is gone
     report = bench.tell(capsys, "report", "ended", "--storage", STORAGE)
     assert (report.code, report.stdout) == (0, "ended/report.html\n"), report.stderr
     page = (bench.cwd / "ended" / "report.html").read_text()

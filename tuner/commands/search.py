@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -24,6 +23,7 @@ from tune_sparsity.tuner.commands.arguments import (
 )
 from tune_sparsity.tuner.commands.console import say, say_missing
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from tune_sparsity.tuner.system.leaving import leave
 
 LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they include the imports
 _EPILOG = """\
@@ -181,7 +181,7 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 
     def died() -> NoReturn:
         say(_ray_died(config))
-        os._exit(EXIT_FAILED)
+        leave(EXIT_FAILED)
 
     ahead, out = not resume and is_sound(config), sys.stdout
     with (

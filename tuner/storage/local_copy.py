@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
 from tune_sparsity.cache import cache_folder
 from tune_sparsity.tuner.storage.s3 import S3Prefix, parts_of
 from tune_sparsity.tuner.study.layout import WEIGHTS
+from tune_sparsity.tuner.system.leaving import temporary_folder
 
 CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder for working folders, instead of ~/.cache/tune-sparsity
-_COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when this process ends
 
 
 def working_folder(store: S3Prefix, study: str) -> Path:
@@ -75,7 +74,7 @@ def download(study: S3Prefix, folder: Path, *, hidden: bool = True) -> list[str]
 def looked_at(study: S3Prefix) -> Path:
     """Download the study, and return the folder of the copy. The copy is removed when this process ends. Raise OSError
     if the store cannot be read."""
-    folder = _temporary() / study.prefix.rpartition("/")[2]
+    folder = temporary_folder() / study.prefix.rpartition("/")[2]
     download(study, folder, hidden=False)
     return folder
 
@@ -84,11 +83,6 @@ def looked_at(study: S3Prefix) -> Path:
 def file_of(study: S3Prefix, name: str) -> Path:
     """Download one file of the study, and return the path of the copy. The copy is removed when this process ends.
     Raise OSError if the store cannot be read."""
-    path = _temporary() / name
+    path = temporary_folder() / name
     path.write_bytes(study.read(name))
     return path
-
-
-def _temporary() -> Path:
-    _COPIES.append(tempfile.TemporaryDirectory(prefix="tune-sparsity-"))
-    return Path(_COPIES[-1].name)
