@@ -30,8 +30,8 @@ class Values:
     """Parses single values for one target sparsity. Every error message names the line.
 
     Attributes:
-        target: the study's target sparsity. The numbers of the words in SYMBOLS depend on it. For example, `above` is a
-            number between the target and 1.
+        target: the study's target sparsity. Each word in SYMBOLS stands for a number that depends on this target. For
+            example, `above` stands for a number between the target and 1.
     """
 
     def __init__(self, lines: Lines, target: float) -> None:

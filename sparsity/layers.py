@@ -268,9 +268,9 @@ def with_last_layer(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
-    """Return the rules with their attributes `last` and `normalised` filled in from a call of the network. An attribute
-    that is not None stays. `last` also stays if `off_sphere` is given, because `last` then has no effect. For the other
-    arguments see `followers`."""
+    """Return a copy of the rules. If the attribute `last` or `normalised` is None, a call of the network determines its
+    value in the copy. `last` stays None if `off_sphere` is not None, because `last` then has no effect. The arguments
+    after `rules` have the same meaning as in `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules

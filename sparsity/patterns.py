@@ -202,8 +202,8 @@ class Block(Pattern):
 
 
 class KnownNeurons(Protocol):
-    """Describes which neurons of a network must be removed together. NeuronGroups, the result of `neuron_groups`,
-    implements this interface.
+    """The interface of an object that describes which neurons of a network must be removed together. The function
+    `neuron_groups` returns such an object, an instance of `NeuronGroups`.
 
     Attributes:
         whole: pairs (name, reason) of the layers that have neurons which cannot be removed.
@@ -227,8 +227,8 @@ class KnownNeurons(Protocol):
 
 
 class KnownUses(Protocol):
-    """Counts the multiply-adds of a network for one example. The class `Uses`
-    implements this interface. `count_uses` returns an instance of it."""
+    """The interface of an object that counts the multiply-adds of a network for one example. The function `count_uses`
+    returns such an object, an instance of `Uses`."""
 
     def macs(self, nonzero: Mapping[str, int]) -> int: ...
 

@@ -29,8 +29,9 @@ __all__ = [
 
 
 class EagerMode(TorchDispatchMode):
-    """A TorchDispatchMode for code that is never compiled. TorchDispatchMode itself loads torch's compiler, which takes
-    a second."""
+    """A base class for dispatch modes that do not load torch's compiler. A direct subclass of TorchDispatchMode loads
+    the compiler at its first use, which takes a second. Subclasses of EagerMode are never used in compiled code, so
+    they do not need the compiler."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

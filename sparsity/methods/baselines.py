@@ -105,8 +105,8 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """Holds the settings of the method static. They are the settings of SnipSettings and the attribute below. The mask
-    of the method static never changes.
+    """Holds the settings of the method static. They are the settings of SnipSettings and the attribute below. The masks
+    of the method static never change.
 
     Attributes:
         distribution: how the nonzero weights of the first mask are distributed over the layers: "uniform", "erk" or
@@ -224,8 +224,8 @@ def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Opti
 
 
 def first_masks(start: Start, s: StaticSettings) -> list[Tensor]:
-    """Return the first masks for a method that begins sparse. They are random. For a pretrained network, they keep the
-    largest weights."""
+    """Return the first masks for a method that begins sparse. For a new network, the masks are random. For a pretrained
+    network, the masks keep the largest weights."""
     turned = [layer.turned(layer.weight.detach()) for layer in start.layers]
     if start.trained:
         return turned_back(start.layers, _largest(turned, s.final_sparsity, s.distribution))
@@ -251,15 +251,19 @@ def dense(start: Start, s: DenseSettings) -> SparseTraining:
 
 @method
 def static(start: Start, s: StaticSettings) -> SparseTraining:
-    """Return a training with a mask that never changes. The mask is random. For a pretrained network, it keeps the
-    largest weights."""
+    """Return a training with masks that never change.
+
+    For a new network, the masks are random. For a pretrained network, the masks keep the largest weights.
+    """
     return start.training(s, StaticMask(), first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 @method
 def snip(start: Start, s: SnipSettings) -> SparseTraining:
-    """Return a training that prunes once. It keeps the connections with the largest |weight x gradient| on the first
-    batch: SNIP (Lee et al. 2019, arXiv 1810.02340)."""
+    """Return a training that prunes once, at the first step: SNIP (Lee et al. 2019, arXiv 1810.02340).
+
+    The connections with the largest |weight x gradient| on the first batch stay.
+    """
     topology = SnipAtInit(s.final_sparsity)
     mask_frozen_at = 1 / start.total_steps  # the step after the topology has chosen the mask
     return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)
@@ -267,8 +271,10 @@ def snip(start: Start, s: SnipSettings) -> SparseTraining:
 
 @method
 def gmp(start: Start, s: GmpSettings) -> SparseTraining:
-    """Return a training that prunes the smallest weights. The sparsity rises as a cubic function (Zhu and Gupta 2017,
-    arXiv 1710.01878)."""
+    """Return a training that gradually prunes the smallest weights (Zhu and Gupta 2017, arXiv 1710.01878).
+
+    The sparsity rises as a cubic function of the training's progress.
+    """
     about = (s.distribution, start.rules, s.final_sparsity)
     selection = selection_of(start.model, start.layers, *about, width=s.width, trained=start.trained)
     first = selection.first(start.ones())

@@ -54,8 +54,11 @@ def has_weight(module: object) -> bool:
 
 
 def coupled(module: object) -> list[tuple[list[int], list[int]]]:
-    """Return which output and input channels of a grouped convolution must be removed together, in addition to those
-    that the dependency graph links. The result is a list of pairs: indices of outputs, and indices of inputs.
+    """Return sets of channels of a grouped convolution. All channels of a set must be removed together. Each set is a
+    pair: the indices of its output channels, and the indices of its input channels.
+
+    The function `linked` combines these sets with the sets from the dependency graph. For other modules, the result is
+    an empty list.
 
     Here, a group is a group of the convolution (the attribute `groups`). There are two cases. In the first case, the
     number of groups is larger than the number of inputs in each group, for example in a depthwise convolution. Whole

@@ -71,8 +71,9 @@ class ForeachStep:
         """Make one step with the settings of `group`. The values lr, gain_lr and p may be tensors on the device.
 
         Returns:
-            None, or on a CPU a parameter whose gradient is NaN or infinite. If a parameter is returned, no parameter
-            and no dual state v has changed.
+            On a CPU: a parameter whose gradient is NaN or infinite, or None if all gradients are finite. If a parameter
+            is returned, no parameter and no dual state v has changed. On other devices, the gradients are not checked,
+            and the result is None.
         """
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:

@@ -15,8 +15,8 @@ class Feedback(Protocol):
     """Defines the methods that every controller of the sparsity has.
 
     Attributes:
-        raised: a number >= 0 that is added to the drop threshold at the next update of the masks. Like the threshold,
-            it is a multiple of a neuron's mean magnitude.
+        raised: a number >= 0 that is added to the drop threshold rho at the next update of the masks. A neuron drops
+            the weights whose magnitude is less than rho x the mean magnitude of its active weights.
     """
 
     raised: float
@@ -27,7 +27,7 @@ class Feedback(Protocol):
         Args:
             sparsity: the sparsity before this update, in [0, 1].
             dropped: the weights that this update drops, as a fraction of all weights.
-            rho: the drop threshold at this update, without `raised`, as a multiple of a neuron's mean magnitude.
+            rho: the drop threshold at this update, before `raised` was added (see the attribute `raised`).
             progress: the fraction of the training steps that are done, in [0, 1].
         """
 

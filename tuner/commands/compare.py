@@ -21,7 +21,8 @@ def compare(arguments: list[str]) -> int:
         "--out",
         metavar="FILE",
         type=Path,
-        help="the HTML page to write (default: compare-A-B.html in the folder of studies; for s3:// in ./)",
+        help="the HTML page to write (default: compare-A-B.html for the studies A and B, in the folder of studies; if "
+        "--storage is s3://..., in the current folder)",
     )
     parser.add_storage()
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")

@@ -31,7 +31,8 @@ def export(arguments: list[str]) -> int:
         "--out",
         metavar="FILE",
         type=Path,
-        help="the file to write (default: a file in the study's folder in export/; for s3:// in ./STUDY/export/)",
+        help="the file to write (default: a file in the subfolder export/ of the study's folder; if --storage is "
+        "s3://..., in ./STUDY/export/)",
     )
     parser.add_storage()
     parser.add_argument("--data-dir", metavar="DIR", help="folder of data sets; the file is checked on validation data")

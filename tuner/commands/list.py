@@ -71,7 +71,7 @@ def list_names(arguments: list[str]) -> int:
     """Run the subcommand `list`. Return the exit code."""
     parser = Parser("tune-sparsity list", description="Prints the names that options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
-    parser.add_argument("--show", metavar="NAME", help="print the file of a search space, as a template")
+    parser.add_argument("--show", metavar="NAME", help="print the file of a search space, to copy and change")
     options = parser.parse_args(arguments)
     from tune_sparsity.tuner.errors import UsageError, unknown
 

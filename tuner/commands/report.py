@@ -22,7 +22,7 @@ def report(arguments: list[str]) -> int:
         "--out",
         metavar="FILE",
         type=Path,
-        help="the page to write (default: report.html in the study's folder; for s3:// in ./STUDY/)",
+        help="the page to write (default: report.html in the study's folder; if --storage is s3://..., in ./STUDY/)",
     )
     parser.add_storage()
     parser.add_argument(

@@ -96,8 +96,8 @@ def _reflected(
 
 
 def group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Return the description of an MLflow model that computes like the recommended group (see `main_group`). Return
-    None if there is no group.
+    """Return the description of an MLflow model whose predictions are those of the recommended group of two networks
+    (see `main_group`). Return None if there is no group.
 
     Args:
         prepared: the prepared study.

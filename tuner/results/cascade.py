@@ -245,7 +245,7 @@ class Choice:
     """Holds the groups that were chosen on the validation data.
 
     Attributes:
-        groups: the groups to report, from `chosen`.
+        groups: the groups to report: the result of the function `chosen`.
         as_good: the cheapest group that is as good as the best network; None if there is no such group.
         pairs: the number of pairs of networks that were tried.
         passed: the result of `passed_pairs` for each group.

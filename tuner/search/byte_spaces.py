@@ -94,8 +94,9 @@ def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
 def widths_for(limit: ByteLimit) -> Widths:
     """Return the range of the parameter `width` to search within a limit of bytes.
 
-    With the smallest width, a network meets the limit without zeros, with 8 bits for each weight. With the largest
-    width, the scales and biases of neurons take a third of the bytes. With the centre, they take an eighth.
+    At the lower end, a network has so few neurons that it meets the limit with 8 bits for each weight, even if no
+    weight is zero. At the upper end, the scales and biases of all neurons take a third of the limit. At the centre, the
+    scales and biases take an eighth of the limit.
     """
 
     low = _last(lambda width: limit.nonzero(_MANY_BITS, width) >= limit.part(_MANY_BITS, width).weights)

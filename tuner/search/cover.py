@@ -92,8 +92,8 @@ class Cover:
         self._ranges = {method: own.within(goal.lowest, goal.highest) for method, own in ranges.items()}
 
     def next(self, number: int, placed: Mapping[str, Sequence[float]], completed: Sequence[Point]) -> Turn | None:
-        """Return the final sparsity, and perhaps the method, of the next trial. Return None if no method has a final
-        sparsity.
+        """Return the final sparsity, and perhaps the method, of the next trial. Return None if no method of the study
+        searches a final sparsity.
 
         Args:
             number: the next trial's number.

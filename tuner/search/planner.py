@@ -91,7 +91,7 @@ class Planner:
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
     def plan(self, number: int, *, first_points: bool) -> Plan | None:
-        """Return the plan of the next trial. Return None if no method has a final sparsity.
+        """Return the plan of the next trial. Return None if no method of the study searches a final sparsity.
 
         Args:
             number: the next trial's number.
