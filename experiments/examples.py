@@ -30,7 +30,7 @@ def tensors_in(nest: Any) -> list[Tensor]:
 
 
 def mapped(function: Callable[[Tensor], Any], nest: Any) -> Any:
-    """Return a nest of the same structure, with function(tensor) in place of each tensor."""
+    """Return a copy of nested lists, tuples and dicts in which function(tensor) replaces each tensor."""
     if isinstance(nest, Tensor):
         return function(nest)
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, nest)

@@ -73,7 +73,7 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
         prune: a dict from rules to fan-in dimensions, as in `LayerRules`.
 
     Raises:
-        ValueError: if a rule of `prune` fits no parameter, or if the parameter does not have these dimensions.
+        ValueError: if a rule of `prune` fits no parameter, or has a dimension that its parameter does not have.
     """
     found: dict[int, Matrix] = {}
     used: set[Rule] = set()

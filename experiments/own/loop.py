@@ -127,8 +127,8 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
 def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Convert the arguments of a network's call to one nested structure of tensors. `call` converts it back.
 
-    A single argument does not change. Several arguments become a dict. A keyword argument is left out if it holds no
-    tensor, or a tensor whose first dimension is not the number of examples.
+    A single argument does not change. Several arguments become a dict. It contains a keyword argument only
+    if the argument holds tensors, and if the first dimension of each tensor is the number of examples.
     """
     examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
     with_tensors = {

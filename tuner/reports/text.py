@@ -90,7 +90,7 @@ def few_prunable(size: NetworkSize) -> str:
 
 
 def costly_neurons(taken: int, most: int, *, searched: bool) -> str:
-    """Return a warning that the scales and biases of a network need too many of the bytes that a network may have.
+    """Return a warning that the scales and biases of a network take a large share of the allowed bytes.
 
     Args:
         taken: the bytes of the scales and biases of all neurons.

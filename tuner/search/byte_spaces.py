@@ -1,5 +1,5 @@
-"""Adapts search spaces to a limit of bytes: the possible numbers of bits of a weight, and the number of neurons at the
-start."""
+"""Adapts a search space to a limit of bytes. It adapts two parameters: the bits of a weight, and the number of neurons
+with which a training begins."""
 
 from __future__ import annotations
 

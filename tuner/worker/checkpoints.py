@@ -139,7 +139,7 @@ def sweep(place: Place, running: Collection[int]) -> None:
     Args:
         place: the folder of checkpoints.
         running: the numbers of the running trials. Another thread may add a trial to this collection during the call.
-            The checkpoints of this trial stay, because the collection is read only after the files are listed.
+            The checkpoints of this trial stay: this function lists the files before it reads the collection.
     """
     for name in place.names():
         match = _NAME.fullmatch(name)
