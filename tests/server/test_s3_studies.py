@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patched:
         for name, value in made.environment.items():  # for what runs in this process
             patched.setenv(name, value)
+        patched.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("copies")))  # of studies, until pytest ends
         yield made
     server.kill()
 
