@@ -144,7 +144,7 @@ def _imported(file: Path, root: Path) -> set[str]:
     package = file.parent.relative_to(root).parts
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    except SyntaxError:  # for example a template: an import of it would have failed before
+    except SyntaxError:  # for example a template, which no code imports
         return names
     for node in nodes:
         if isinstance(node, ast.Import):

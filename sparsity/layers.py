@@ -279,7 +279,7 @@ def with_last_layer(
         return replace(rules, last=tuple(one.name for one in layers) or None)
     found = followers(model, layers, example, forward, norms)
     normalised = rules.normalised
-    if normalised is None and found.last:  # without it, autograd has no graph
+    if normalised is None and found.last:  # an empty `last` means that autograd had no graph
         normalised = found.normalised
     return replace(rules, last=rules.last if known else found.last or None, normalised=normalised)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tune_sparsity.sparsity.masks import keep_largest
 
-_LAST = 3e4  # in log2: puts what a pattern does not allow behind all that it allows, and keeps the order of both
+_LAST = 3e4  # subtracted from log2 magnitudes that a pattern does not allow, so that they rank behind all others
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def importance(parts: Iterable[Part], count: int) -> Tensor:
         count: the number of groups.
     """
     found = list(parts)
-    values = torch.cat([part.values for part in found]).cpu().split([len(part.values) for part in found])  # one wait
+    values = torch.cat([part.values for part in found]).cpu().split([len(part.values) for part in found])  # one copy
     sums, members = torch.zeros(2, 2, count + 1, dtype=torch.float64)
     for value, part in zip(values, found, strict=True):
         places = part.groups % (count + 1)  # -1 is the last one

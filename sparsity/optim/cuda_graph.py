@@ -223,7 +223,7 @@ class RecordedSteps:
     def _moving_settings(self) -> DeviceScalars:
         groups = self._optimizer.param_groups
         if self._moving is None or not self._moving.belongs_to(groups):
-            # In double precision LpSGD computes with a rate on the device as exactly as with a Python number.
+            # LpSGD needs learning rates in double precision. A rate on the device is then as exact as a Python number.
             dtype = torch.float64 if isinstance(self._optimizer, LpSGD) else torch.float32
             names = (*_MOVING, "p") if self._p_moves else _MOVING
             self._moving = DeviceScalars(groups, names, groups[0]["params"][0].device, dtype)

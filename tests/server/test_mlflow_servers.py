@@ -199,7 +199,7 @@ def test_a_store_that_came_back_empty_gets_everything(tmp_path: Path) -> None:
     check_whole_study(uri, delivered.run_id)
 
 
-def test_postgresql_has_what_a_file_would(tmp_path: Path) -> None:
+def test_a_postgresql_store_has_the_same_record_as_a_file(tmp_path: Path) -> None:
     with postgresql() as uri:
         storage = tmp_path / "studies"
         one = InThread(uri, IDENTITY, storage / "digits-90")

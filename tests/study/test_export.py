@@ -275,7 +275,7 @@ def test_csr_reads_back_what_was_written(rows: int, columns: int, density: float
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
-def test_sizes_are_those_of_the_numbers_themselves() -> None:
+def test_sizes_are_those_of_the_stored_numbers_without_overhead() -> None:
     weight = torch.zeros(10, 40)
     weight[:, 3] = torch.arange(10) + 1.5
     tensors = {"w": weight, "bias": torch.ones(10)}

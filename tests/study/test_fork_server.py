@@ -148,7 +148,7 @@ def test_without_a_server_workers_start_as_ray_starts_them(script: Path) -> None
     assert workers(script, {SERVER: str(script.parent / "nobody")}) == ["as Ray does"]
 
 
-def test_a_server_that_dies_while_it_is_asked_leaves_the_worker_to_ray(script: Path) -> None:
+def test_ray_starts_the_worker_if_the_fork_server_dies_during_a_request(script: Path) -> None:
     path = script.parent / "dying"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

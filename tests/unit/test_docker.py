@@ -151,7 +151,7 @@ def test_every_service_secret_and_volume_that_compose_names_is_defined() -> None
         assert read <= set(service.get("secrets", ()))
 
 
-def test_the_build_that_compose_names_is_the_dockerfile() -> None:
+def test_compose_builds_the_dockerfile() -> None:
     build = COMPOSE["services"]["head"]["build"]
     assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
     assert set(build["args"]) <= {argument.partition("=")[0] for argument in arguments_of("ARG")}

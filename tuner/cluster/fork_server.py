@@ -54,7 +54,9 @@ class ForkServer:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if sys.platform == "linux" and _LIBRARY not in sys.modules:  # `fork` must import Ray itself
+        if (
+            sys.platform == "linux" and _LIBRARY not in sys.modules
+        ):  # a process that has imported Ray must not be forked
             folder = tempfile.mkdtemp(prefix="tune-sparsity-")  # only this user has access
             self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._path = Path(folder, "workers")

@@ -190,7 +190,7 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return replace(goal, baseline=evaluate(experiment, experiment.network(), data.val))
-    except (Exception, SystemExit) as error:  # the user's
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UsageError(
             f"--experiment: the metric of {experiment.name} cannot be measured for the untrained network on the "
             f"validation data: {described(error)}"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SILENCE = 90.0  # seconds without a message of the writer after which the end of a study waits no longer
+SILENCE = 90.0  # at the end, a study stops waiting if the writer is silent for so many seconds
 STATUS = {
     TrialState.RUNNING: RUNNING,
     TrialState.COMPLETED: "FINISHED",

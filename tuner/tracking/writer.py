@@ -33,7 +33,7 @@ NICENESS = "RAY_worker_niceness"  # Ray's environment variable for the priority 
 GATHER = 1.0  # seconds between two parts, at least: few large parts take less time from the trials
 LONGEST = 16.0  # seconds between two attempts, at most
 SHARE = 1  # the pause after a part, as a multiple of the processor time that the part took from the trials
-# A larger SHARE would leave more notes until after the trials, when the study waits for them.
+# With a larger SHARE, more of the record would be sent after the last trial, while the study waits.
 
 
 def main(kind: str) -> None:

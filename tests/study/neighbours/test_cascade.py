@@ -101,7 +101,7 @@ def test_result_json_tells_of_groups_that_compute_what_it_says(folder: Path, exp
 
 @pytest.mark.parametrize("kind", ["packed", "torch", "csr"])
 @torch.no_grad()
-def test_an_exported_folder_is_the_group(
+def test_an_exported_folder_computes_like_the_group(
     folder: Path, experiment: Experiment, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group, function = used(folder, experiment)

@@ -51,7 +51,7 @@ def test_momentum_takes_its_bytes() -> None:
     assert with_momentum - plain == 4 * (WEIGHTS + biases + of_one_layer)
 
 
-def test_a_resumed_training_knows_it() -> None:
+def test_a_resumed_training_knows_the_peak_memory() -> None:
     first = training("dense")
     known = first.epoch()["train_bytes"]
     second = training("dense")

@@ -195,7 +195,7 @@ def test_a_first_point_says_the_target_that_it_is_for(tmp_path: Path) -> None:
     assert all("near" not in point for point in space.first)
 
 
-def test_one_target_tries_the_points_for_the_nearest_targets(tmp_path: Path) -> None:
+def test_a_study_of_one_target_tries_the_first_points_of_the_nearest_targets(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     points = [{"near": 0.7, "p": 1.1}, {"near": 0.95, "p": 1.2}, {"near": 0.5, "p": 1.3}, {"near": 0.985, "p": 1.4}]
     file.write_text(BASE + "first:\n" + "".join(f"  - {json.dumps(point)}\n" for point in [*points, {"p": 1.5}]))

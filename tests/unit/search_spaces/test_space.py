@@ -167,7 +167,7 @@ def test_a_first_point_moves_to_the_nearest_value_that_is_searched(file: Path) -
     assert all(inside(space, point) for point in space.first)
 
 
-def test_a_true_choice_is_not_the_number_one(file: Path) -> None:
+def test_the_choice_true_is_not_equal_to_the_number_1(file: Path) -> None:
     file.write_text(BASE + "  lr: {type: categorical, choices: [0.5, 1]}\nfirst:\n  - lr: true\n")
     with pytest.raises(BadFile, match=r":7: True is not one of"):
         load_space(str(file), 0.9)
@@ -320,7 +320,7 @@ POINTS = st.lists(st.dictionaries(st.sampled_from(["p", "lr", "threshold_interva
     both=st.booleans(),
 )
 @examples(500)
-def test_any_data_makes_a_usable_space_or_one_line(
+def test_any_data_make_a_usable_space_or_an_error_of_one_line(
     key: str, value: Any, points: Any, target: float, both: bool, file: Path
 ) -> None:
     parameters = {

@@ -129,7 +129,7 @@ def test_a_report_too_many_is_refused(file: Path) -> None:
     assert "once in each epoch of trial.epochs" in str(training.close())
 
 
-def test_a_report_after_the_end_costs_nothing_that_was_trained(file: Path) -> None:
+def test_a_report_after_the_last_epoch_loses_no_result(file: Path) -> None:
     training = begun(loop(file, "reports_after_the_end"))
     last = [training.epoch() for _ in range(4)][-1]
     assert last["sparsity"] == pytest.approx(0.8, abs=0.01)
@@ -158,7 +158,7 @@ def test_other_steps_than_announced_end_on_the_sparsity_all_the_same(file: Path,
     training.close()
 
 
-def test_a_loop_that_goes_on_when_its_trial_was_stopped_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_catches_every_exception_still_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its steps raise what no loop catches by mistake; this one catches every Exception."""
     training = begun(loop(file, "goes_on"))
     training.epoch()

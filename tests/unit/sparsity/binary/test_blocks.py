@@ -152,7 +152,7 @@ def retained(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
     return total
 
 
-def test_what_is_retained_is_two_bits_a_number() -> None:
+def test_two_bits_of_each_number_are_kept_for_the_backward_pass() -> None:
     batch, widths = 100, (784, 256, 256, 10)
     model = mlp(*widths)
     make_binary(model)

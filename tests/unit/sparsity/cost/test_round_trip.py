@@ -138,7 +138,7 @@ def test_index_is_near_the_entropy(shape: tuple[int, ...], sparsity: float) -> N
 
 
 @given(st.integers(1, 6), st.sampled_from([32, 8, 4]), st.integers(0, 2**31))
-def test_the_estimate_is_near_the_file(tenths: int, bits: int, seed: int) -> None:
+def test_the_estimated_size_is_near_the_size_of_the_file(tenths: int, bits: int, seed: int) -> None:
     weight = sparse((300, 200), tenths / 20, seed)
     layout = Layout.of({"w": weight}, {"w"}, Precision(bits))
     size, guess = layout.size({"w": weight}), layout.estimate(int(weight.count_nonzero()))

@@ -82,7 +82,7 @@ def test_a_sound_experiment_is_0(folder: Path, capsys: pytest.CaptureFixture[str
     assert [path.name for path in folder.iterdir()] == ["mine.py"]
 
 
-def test_a_fault_is_1_and_says_how_to_mend_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_gives_exit_code_1_and_says_how_to_mend_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(folder, "nn.Linear(12, 3)", "nn.Dropout(0.5), nn.Linear(12, 2)")
     assert main(["check", "mine.py:mine"]) == 1
     printed = capsys.readouterr()

@@ -136,7 +136,7 @@ def test_a_latency_goes_through_its_text(milliseconds: float) -> None:
     assert make_config(config.model_dump(mode="json")) == config
 
 
-def test_a_batch_belongs_to_a_latency(tmp_path: Path) -> None:
+def test_a_batch_size_needs_a_limit_of_latency(tmp_path: Path) -> None:
     assert refusal(target=0.9, latency_batch=4).startswith("--latency-batch 4: ")
     assert refusal(max_latency="2ms", final_seeds=1).startswith("--final-seeds 1: ")
     assert make_config({"max_latency": "2ms", "tracking_uri": "http://host"}).resolved().latency_batch == 1

@@ -160,7 +160,7 @@ def test_a_network_whose_matrices_are_all_prunable_has_nothing_to_warn_of(tmp_pa
     assert line == "90.0000% of all weight matrices and 78.2609% of all parameters are zero"
 
 
-def test_neurons_that_take_much_of_a_file_are_told() -> None:
+def test_the_summary_warns_of_neurons_that_take_much_of_a_file() -> None:
     start = "The scales and biases of this network's neurons alone take 1,640 bytes, and --max-bytes is 1,500"
     searched = costly_neurons(1640, 1500, searched=True)
     assert searched == f"{start}: the trials begin with fewer neurons (parameter width)"

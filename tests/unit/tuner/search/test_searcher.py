@@ -135,7 +135,7 @@ def test_the_same_seed_proposes_the_same_and_another_seed_others(sampler: str) -
 # What Optuna is told
 
 
-def test_states_and_values_are_honest(journal: Path | None) -> None:
+def test_optuna_has_the_true_states_and_values_of_trials(journal: Path | None) -> None:
     searcher = OptunaSearcher([SMALL], TARGET, journal=journal)
     told = {}
     for state in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED, TrialState.COMPLETED):
