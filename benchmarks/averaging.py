@@ -19,7 +19,7 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.methods import FIRST_SEED, Job, _loaded
-from tune_sparsity.experiments.base import Split, evaluate
+from benchmarks.methods import FIRST_SEED, Job, _loaded, with_validation
+from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import NotFinite, train_whole
 
 BEST, SEEDS = 4, 3
@@ -85,12 +85,11 @@ def train(job: Job, data_dir: str) -> Job:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     experiment, data = _loaded(job["experiment"], data_dir)
-    training = data.train
     if job["stage"] == "whole":
-        training = Split(*(torch.cat(pair) for pair in zip(data.train, data.val, strict=True)))
+        data = with_validation(data)
     options = {"epochs": job["epochs"], "seed": job["seed"], "device": "cpu"}
     try:
-        trained = train_whole(experiment, replace(data, train=training), "lpss", job["params"], **options)
+        trained = train_whole(experiment, data, "lpss", job["params"], **options)
     except NotFinite:
         return {**job, "val": 0.0}
     found = {"zeros": trained.sparse.zeros()[0]}

@@ -45,13 +45,18 @@ def _loaded(experiment: str, data_dir: str) -> tuple[Experiment, Data]:
     return found, found.load(Path(data_dir))
 
 
+def with_validation(data: Data) -> Data:
+    """Return the data with the validation examples among the training examples."""
+    return replace(data, train=Split(*(torch.cat(pair) for pair in zip(data.train, data.val, strict=True))))
+
+
 def train(job: Job) -> Job:
     """Trains one job in this process; the job with its accuracies. A training that diverges has accuracy 0."""
     torch.set_num_threads(1)
     experiment, data = _loaded(job["experiment"], job["data_dir"])
     final = job["stage"] == "final"
     if final:
-        data = replace(data, train=Split(*(torch.cat(pair) for pair in zip(data.train, data.val, strict=True))))
+        data = with_validation(data)
     try:
         trained = train_whole(
             experiment, data, job["method"], job["params"], epochs=job["epochs"], seed=job["seed"], device="cpu"

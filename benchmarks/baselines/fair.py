@@ -16,18 +16,17 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from scipy.stats import wilcoxon
 
-from benchmarks.methods import FIRST_SEED, _loaded
+from benchmarks.methods import FIRST_SEED, _loaded, with_validation
 from benchmarks.training.jobs import Job, Jobs
 from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import Data, Experiment
-from tune_sparsity.experiments.base import Split, evaluate
+from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import NotFinite, train_whole
 
 OURS, DENSE = "lpss", "dense"
@@ -58,10 +57,9 @@ def search(experiment: Experiment, data: Data, job: Job) -> Job:
 
 def final(experiment: Experiment, data: Data, job: Job) -> Job:
     """Train a configuration on all images that are not test images. A training that diverges has accuracy 0."""
-    whole = Split(*(torch.cat(pair) for pair in zip(data.train, data.val, strict=True)))
     options = {"epochs": job["epochs"], "seed": job["seed"], "device": "cpu"}
     try:
-        trained = train_whole(experiment, replace(data, train=whole), job["method"], job["params"], **options)
+        trained = train_whole(experiment, with_validation(data), job["method"], job["params"], **options)
     except NotFinite:
         return {"test": 0.0, "sparsity": None}
     return {"test": evaluate(experiment, trained.model, data.test), "sparsity": trained.sparse.sparsity()}

@@ -25,6 +25,7 @@ import torch
 from scipy.stats import norm, wilcoxon
 from torch import Generator, Tensor
 
+from benchmarks.curves.choosing import percent
 from benchmarks.curves.collect import EPOCHS
 from benchmarks.methods import _loaded
 from benchmarks.training.jobs import Job, Jobs
@@ -103,16 +104,16 @@ def main() -> None:
         for variation in VARIATIONS:
             own = {**common, "target": target, "variation": variation}
             done = jobs.run([{**own, "seed": FIRST_SEED + seed} for seed in range(options.seeds)])
-            val, test = ([100 * one[split] for one in done] for split in ("val", "test"))
+            val, test = ([one[split] for one in done] for split in ("val", "test"))
             plain = plain or test
-            gains = [one - other for one, other in zip(test, plain, strict=True)]
+            gains = [100 * (one - other) for one, other in zip(test, plain, strict=True)]
             p = f"{wilcoxon(gains).pvalue:.2f}" if any(gains) else ""
             ends = ", ".join(
                 f"{statistics.mean(some):.2f}" for some in zip(*(one["variations"] for one in done), strict=True)
             )
             print(
-                f"| {target:g} | {variation:g} | {ends} | {statistics.mean(val):.2f} | {statistics.mean(test):.2f} ± "
-                f"{statistics.stdev(test) / len(test) ** 0.5:.2f} | {statistics.mean(gains):+.2f} | {p} |",
+                f"| {target:g} | {variation:g} | {ends} | {100 * statistics.mean(val):.2f} | {percent(test)} | "
+                f"{statistics.mean(gains):+.2f} | {p} |",
                 flush=True,
             )
 

@@ -37,7 +37,7 @@ from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.study.estimate import shrunk
 
 Array = np.ndarray[Any, Any]
-METHOD, TRIALS, SLOTS, VALIDATION, SPLITS, DEFAULTS = "lpss", 24, 2, 180, 200, 16
+METHOD, TRIALS, VALIDATION, SPLITS, DEFAULTS = "lpss", 24, 180, 200, 16
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def searched(target: float, seed: int) -> Measured:
     data = experiment.load(None)
     trials = completed(experiment, data, target=target, trials=TRIALS, seed=seed, method=METHOD)
     found = [(one.training.sparse.sparsity(), *_on_images(one.training, data.test)) for one in trials]
-    kept = [one for one in found if one[0] >= target]
-    return Measured(*(np.array([one[k] for one in kept]) for k in (1, 2, 0)))
+    feasible = [one for one in found if one[0] >= target]
+    return Measured(*(np.array([one[k] for one in feasible]) for k in (1, 2, 0)))
 
 
 def default(target: float, seed: int) -> Measured:
@@ -140,7 +140,7 @@ def kept(path: Path, make: Callable[[], Measured]) -> Measured:
         return Measured(**file)
 
 
-def _text(values: Array | list[float], sign: str = "") -> str:
+def percent(values: Array | list[float], sign: str = "") -> str:
     """Return a mean in percent with its standard error."""
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     return f"{100 * np.mean(values):{sign}.2f} ± {100 * error:.2f}"
@@ -164,11 +164,11 @@ def studies(targets: list[float], count: int, out: Path) -> None:
     for t in targets:
         alone_test = [float(one.trials(images).test[0]) for one in alone[t]]
         trials = np.mean([len(one.sparsity) for one in found[t]])
-        print(f"| {t} | {_text(alone_test)} | {_text(own[t][:, 4])} | {trials:.1f} |")
+        print(f"| {t} | {percent(alone_test)} | {percent(own[t][:, 4])} | {trials:.1f} |")
     print("\n| rule |" + "".join(f" {t} |" for t in targets) + "\n|" + " --- |" * (len(targets) + 1))
     for rule in RULES:
         gains = ([np.mean([by[rule] - by[NOW] for by, _ in one]) for one in drawn[t]] for t in targets)
-        print(f"| {rule} | " + " | ".join(_text(np.array(gain), "+") for gain in gains) + " |")
+        print(f"| {rule} | " + " | ".join(percent(np.array(gain), "+") for gain in gains) + " |")
     columns = ("accuracy", "error", "within one se", "estimate", "error", "within one se", "test")
     print(f"\n| target, split | {' | '.join(columns)} |\n|" + " --- |" * 8)
     for t in targets:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.curves.choosing import _text
+from benchmarks.curves.choosing import percent
 from benchmarks.curves.collect import EPOCHS
 from benchmarks.curves.points import SPARSITY, whole
 from benchmarks.curves.simulate import METHOD, best_configuration, surrogate_of
@@ -73,12 +73,15 @@ def main() -> None:
     print("| target | configuration | expected % | validation % | test % | parameters |\n|" + " --- |" * 6)
     known = bool(Table(options.experiment, METHOD).rows())
     for target in options.targets:
-        asked = changed(target, options.change) if options.change else None
-        for name, params in asked or configurations(options.experiment, target, known=known):
+        if options.change:
+            asked = changed(target, options.change)
+        else:
+            asked = configurations(options.experiment, target, known=known)
+        for name, params in asked:
             runs = [trained(options.experiment, options.data_dir, params, seed) for seed in range(options.seeds)]
             expected = f"{100 * surrogate_of(options.experiment).means([params])[0, -1]:.2f}" if known else ""
             shown = ", ".join(f"{key} {value:.3g}" for key, value in params.items() if isinstance(value, float))
-            row = [f"{target:g}", name, expected, *map(_text, zip(*runs, strict=True)), shown]
+            row = [f"{target:g}", name, expected, *map(percent, zip(*runs, strict=True)), shown]
             print(f"| {' | '.join(row)} |", flush=True)
 
 

@@ -28,11 +28,12 @@ import numpy as np
 
 from benchmarks.curves.points import SPARSITY
 from benchmarks.curves.simulate import METHOD, surrogate_of
+from benchmarks.curves.surrogate import accuracies
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.search_spaces.priors import draw
 
 HELD_BEST, PAIRS = 1 / 64, 6
-BRANCHES: dict[str, Any] = {"ramp": {"drop": "ramp"}, "threshold": {"drop": "threshold"}}
+BRANCHES = ("ramp", "threshold")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Point = dict[str, Any]
 
@@ -61,7 +62,8 @@ def shares(function: Callable[[list[Point]], Array], one: list[Point], other: li
     """
     names = list(one[0])
     a, b = function(one), function(other)
-    variance, middle = np.concatenate([a, b]).var(), np.concatenate([a, b]).mean()
+    both = np.concatenate([a, b])
+    variance, middle = both.var(), both.mean()
 
     def exchanged(*those: str) -> Array:
         """Return the values of the first draws with these parameters of the other draws."""
@@ -92,10 +94,14 @@ def drawn(space: Space, branch: Point, count: int, seed: int, *, uniform: bool) 
     return found
 
 
-def expected(experiment: str, fixed: Point, points: Sequence[Point]) -> Array:
-    """Return the surrogate's expected final accuracies of configurations that are completed by fixed parameters."""
-    means = surrogate_of(experiment).means([{**one, **fixed} for one in points])
-    return np.asarray(means[:, -1])
+def expected_errors(experiment: str, fixed: Point, points: Sequence[Point]) -> Array:
+    """Return the expected logarithms of the final errors of configurations that are completed by fixed parameters."""
+    return surrogate_of(experiment).expected_errors([{**one, **fixed} for one in points])[:, -1]
+
+
+def expected_accuracies(experiment: str, fixed: Point, points: Sequence[Point]) -> Array:
+    """Return the expected final accuracies of the same configurations."""
+    return accuracies(expected_errors(experiment, fixed, points))
 
 
 def held(accuracy: Callable[[list[Point]], Array], points: list[Point], name: str, value: Any) -> float:
@@ -112,20 +118,21 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4096)
     parser.add_argument("--uniform", action="store_true", help="draw from the whole ranges")
     options = parser.parse_args()
-    for branch, own in BRANCHES.items():
+    for branch in BRANCHES:
+        own = {"drop": branch}
         found: dict[float, tuple[Shares, dict[str, float]]] = {}
         for target in options.targets:
             space = load_space(METHOD, target)
             one, other = (drawn(space, own, options.draws, seed, uniform=options.uniform) for seed in (0, 1))
-            accuracy = partial(expected, options.experiment, {**own, SPARSITY: target})
-            centre = space.centre()
-            costs = {name: held(accuracy, one, name, centre[name]) for name in one[0] if name in centre}
-            found[target] = shares(lambda points, of=accuracy: np.log(1.002 - of(points)), one, other), costs
+            about, centre = (options.experiment, {**own, SPARSITY: target}), space.centre()
+            accuracy = partial(expected_accuracies, *about)
+            costs = {name: held(accuracy, one, name, centre[name]) for name in one[0]}
+            found[target] = shares(partial(expected_errors, *about), one, other), costs
         head = "".join(f" alone {t:g} | total | held, points |" for t in options.targets)
         print(f"\n| {branch} |{head}\n|" + " --- |" * (1 + 3 * len(options.targets)))
         for name in next(iter(found.values()))[0].alone:
             cells = (
-                f" {each.alone[name]:.2f} | {each.total[name]:.2f} | {100 * costs.get(name, float('nan')):+.2f} |"
+                f" {each.alone[name]:.2f} | {each.total[name]:.2f} | {100 * costs[name]:+.2f} |"
                 for each, costs in found.values()
             )
             print(f"| {name} |" + "".join(cells))

@@ -33,7 +33,7 @@ from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Table
 from benchmarks.driver import reported
-from benchmarks.search import RULES, without_priors
+from benchmarks.search import RULES, Rule, without_priors
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
@@ -135,18 +135,26 @@ class Simulated:
 class Ours:
     """This project's search of one target."""
 
-    def __init__(self, target: float, trials: int, seed: int, epochs: int, folder: Path, **options: Any) -> None:
-        self.now, goal = 0.0, at_targets(target)
-        space = options.pop("change", lambda space: space)(load_space(METHOD, target))
-        halving = halving_for(options.pop("scheduler", "asha"), goal, epochs)
-        if rule := options.pop("rule", None):
-            halving = rule.halving(epochs, target)
+    def __init__(
+        self,
+        target: float,
+        trials: int,
+        seed: int,
+        epochs: int,
+        folder: Path,
+        *,
+        change: Callable[[Space], Space] = lambda space: space,
+        scheduler: str = "asha",
+        rule: Rule | None = None,
+        **options: Any,
+    ) -> None:
+        self.now, goal, space = 0.0, at_targets(target), change(load_space(METHOD, target))
         config = make_config({"target": target, "trials": trials, "storage": folder, "study": "simulated"}).resolved()
         self._study = StudyRun(
             config,
             goal,
             OptunaSearcher([space], target, seed=seed, **options),
-            halving=halving,
+            halving=rule.halving(epochs, target) if rule else halving_for(scheduler, goal, epochs),
             clock=lambda: self.now,
         )
 
@@ -210,27 +218,28 @@ def searches() -> dict[str, Search]:
         "default": with_options(),
         "Ray": Rays,
         "no early stopping": with_options(scheduler="none"),
-        **{str(rule): with_options(rule=rule) for rule in RULES},
+        **{str(rule): with_options(rule=rule) for rule in RULES[1:]},
         "no priors, no first points": with_options(change=without_priors),
-        "ramp alone": with_options(change=partial(with_fixed, names=("drop",), drop="ramp")),
-        "what matters alone": with_options(change=partial(with_fixed, names=("drop", *UNIMPORTANT), drop="ramp")),
+        "ramp alone": with_options(change=partial(with_fixed, drop="ramp")),
+        "what matters alone": with_options(change=partial(with_fixed, names=UNIMPORTANT, drop="ramp")),
         **{name: with_options(sampler=name) for name in SAMPLERS if name != DEFAULT_SAMPLER},
     }
 
 
-def with_fixed(space: Space, names: Collection[str], **values: Any) -> Space:
+def with_fixed(space: Space, names: Collection[str] = (), **values: Any) -> Space:
     """Return a space in which parameters are not searched, without the first points that differ.
 
     Args:
         space: the space.
-        names: the parameters that are fixed.
-        values: their values. The default is the centre of the prior.
+        names: the parameters that are fixed at the centres of their priors.
+        values: the values of other parameters that are fixed.
     """
-    fixed = {**{name: space.centre()[name] for name in names}, **values}
+    centre = space.centre()
+    fixed = {**{name: centre[name] for name in names}, **values}
     searched = {
         name: distribution
         for name, distribution in space.distributions.items()
-        if name not in fixed and space.applies(name, {**space.centre(), **fixed})
+        if name not in fixed and space.applies(name, {**centre, **fixed})
     }
     agreeing = [
         place

@@ -101,15 +101,16 @@ class Surrogate:
 
     def means(self, params: Sequence[dict[str, Any]]) -> Array:
         """Return the expected accuracies after each epoch, shape (configurations, epochs)."""
-        return accuracies(self._predicted(params))
+        return accuracies(self.expected_errors(params))
 
     def curve(self, params: dict[str, Any], rng: np.random.Generator) -> list[float]:
         """Return the accuracies of one simulated training after each epoch."""
-        (errors,) = self._predicted([params])
+        (errors,) = self.expected_errors([params])
         near = np.argsort(np.abs(self._levels - errors[-1]), kind="stable")[:_NEAREST]
         return list(accuracies(errors + self._deviations[rng.choice(near)]).clip(0, 1))
 
-    def _predicted(self, params: Sequence[dict[str, Any]]) -> Array:
+    def expected_errors(self, params: Sequence[dict[str, Any]]) -> Array:
+        """Return the expected logarithms of the errors after each epoch, shape (configurations, epochs)."""
         x = np.array([features(self.method, one) for one in params])
         return self._model.predict(x)
 

@@ -56,7 +56,7 @@ def test_a_branch_has_its_own_parameters() -> None:
 
 
 def test_a_fixed_parameter_is_not_searched_and_other_branches_are_gone() -> None:
-    space = with_fixed(load_space("lpss", 0.9), ("drop", "momentum"), drop="ramp")
+    space = with_fixed(load_space("lpss", 0.9), ("momentum",), drop="ramp")
     assert space.fixed["drop"] == "ramp"
     assert space.fixed["momentum"] == 0.9
     assert not {"drop", "momentum", "feedback", "threshold.start"} & space.distributions.keys()

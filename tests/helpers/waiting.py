@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Any) -> None:
-    end = time.monotonic() + 60
+def until(condition: Any, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+    """Wait until the condition is true. Meanwhile the process, if one is given, must not end."""
+    end = time.monotonic() + seconds
     while not condition():
+        if process is not None:
+            assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.05)
 

@@ -24,6 +24,7 @@ from safetensors.torch import load, load_file
 
 from tests.helpers.command import EXPERIMENT, Ran, run_command
 from tests.helpers.s3_servers import S3Server
+from tests.helpers.waiting import until
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
 from tune_sparsity.tuner.storage.s3 import S3Prefix, parse_store
@@ -218,11 +219,7 @@ def test_a_store_that_goes_away_does_not_stop_the_study(bench: Bench) -> None:
         lonely = Bench(own, bench.cwd)
         process = lonely.start(*bench.options("lonely", 2, "slowly"), "--scheduler", "none", run=("-c", HASTY))
         study = S3Prefix("studies", "team/a/lonely", own.endpoint, "us-east-1")
-        end = time.monotonic() + 200
-        while "optuna.journal" not in study.names():
-            assert time.monotonic() < end
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.2)
+        until(lambda: "optuna.journal" in study.names(), process, seconds=200)
     finally:
         own.kill()
     _, said = process.communicate(timeout=300)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from tests.helpers.command import run_command
 from tests.helpers.mlflow_servers import Server
+from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -42,18 +42,10 @@ def study(experiment_file: Path, tmp_path: Path, server: Server) -> Callable[...
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(command, cwd=tmp_path, env=kept, text=True, **streams)
         sent = tmp_path / "studies" / name / "tracking" / "sent.json"
-        wait_until(lambda: sent.exists() and '"t0001"' in sent.read_text(), process)
+        until(lambda: sent.exists() and '"t0001"' in sent.read_text(), process, seconds=120)
         return process
 
     return begin
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def runs(uri: str, study: str) -> tuple[Any, list[Any]]:

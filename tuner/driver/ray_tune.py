@@ -59,9 +59,9 @@ def slots(config: StudyConfig, gpus: float) -> int:
     fit = trials_at_once(there, config.cpus_per_trial, gpus, workers)
     if fit < 1:
         have = f"{sum(node.cpus for node in there):g} CPUs and {sum(node.gpus for node in there):g} GPUs"
-        who, option = f"each of the {workers} processes of a trial", "--workers-per-trial, "
-        if workers == 1:
-            who, option = "a trial", ""
+        several = workers > 1
+        who = f"each of the {workers} processes of a trial" if several else "a trial"
+        option = "--workers-per-trial, " if several else ""
         raise UsageError(
             f"{who} needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs on one node, but Ray has only {have} in "
             f"total, on {len(there)} {'node' if len(there) == 1 else 'nodes'}: lower {option}--cpus-per-trial or "
