@@ -1,13 +1,15 @@
 """Compare rules by which a study may choose its best trial, and estimates of the chosen trial's accuracy.
 
-    python -m benchmarks.curves.choosing studies [--targets 0.9 0.95 0.98] [--seeds 30] [--out FOLDER]
+    python -m benchmarks.curves.choosing studies [--experiment digits] [--targets 0.9 0.95 0.98] [--seeds 30]
+        [--recipes 16] [--epochs 30] [--data-dir ../shared/data] [--out FOLDER]
     python -m benchmarks.curves.choosing table [--draws 5600]
     python -m benchmarks.curves.choosing seeds [--draws 5600]
 
-`studies` runs the command's own search on digits without Ray, with 24 trials and two at a time, and keeps for each
-completed trial its loss and its correctness on all 540 images that no trial trained on. Then it draws 180 of them as
-validation images and takes the others as test images, 200 times for each study. So the luck of the one split does not
-decide. Early stopping used the study's own split. A study in the folder is not run again.
+`studies` runs the command's own search without Ray, with 24 trials and two at a time. It also trains the default
+recipe, which is the first point of the search space at the target, under `--recipes` seeds. For each completed trial it
+keeps the loss and the correctness on all images that no trial trained on: 540 of digits, 180 of them for validation.
+Then it draws as many validation images anew and takes the others as test images, 200 times for each study. So the luck
+of the one split does not decide. Early stopping used the study's own split. A study in the folder is not run again.
 
 `table` draws studies from the trainings of `collect`, near many targets. `seeds` draws studies of 12 trials from the
 configurations that `collect` trained under three seeds. A study may spend some of its trials on two more seeds for each
@@ -21,6 +23,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,15 @@ import torch
 from benchmarks.curves.points import SPARSITY
 from benchmarks.curves.table import Table
 from benchmarks.training.single_process import completed
-from tune_sparsity.experiments import find
+from tune_sparsity.experiments import Data, Experiment, find
 from tune_sparsity.experiments.base import outputs_of
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.study.estimate import shrunk
 
 Array = np.ndarray[Any, Any]
-METHOD, TRIALS, VALIDATION, SPLITS, DEFAULTS = "lpss", 24, 180, 200, 16
+METHOD, TRIALS, SPLITS = "lpss", 24, 200
+VALIDATION = 180  # images of digits
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ class Trials:
     loss: Array  # on the validation data
     sparsity: Array
     test: Array  # accuracy on the test data
+    validation: int = VALIDATION  # number of validation images
 
     def near_best(self) -> Array:
         """Return which trials are at most one standard error less accurate than the most accurate one."""
         top = self.accuracy.max()
-        return self.accuracy >= top - math.sqrt(max(top * (1 - top), 0.25 / VALIDATION) / VALIDATION) - 1e-9
+        return self.accuracy >= top - math.sqrt(max(top * (1 - top), 0.25 / self.validation) / self.validation) - 1e-9
 
     def on_front(self) -> Array:
         """Return which trials are on the front of accuracy and sparsity."""
@@ -90,12 +95,13 @@ class Measured:
     correct: Array
     loss: Array
     sparsity: Array
+    validation: int = VALIDATION  # number of validation images
 
     def trials(self, order: Array) -> Trials:
         """Return the trials, with the first images of an order as validation images."""
-        val, test = order[:VALIDATION], order[VALIDATION:]
+        val, test = order[: self.validation], order[self.validation :]
         means = self.correct[:, val].mean(1), self.loss[:, val].mean(1)
-        return Trials(*means, self.sparsity, self.correct[:, test].mean(1))
+        return Trials(*means, self.sparsity, self.correct[:, test].mean(1), self.validation)
 
 
 @torch.no_grad()
@@ -110,26 +116,42 @@ def _on_images(training: Training, test: Any) -> tuple[Array, Array]:
     return np.array(correct, dtype=float), np.array(losses)
 
 
-def searched(target: float, seed: int) -> Measured:
-    """Run one study."""
-    experiment = find("digits")
-    data = experiment.load(None)
-    trials = completed(experiment, data, target=target, trials=TRIALS, seed=seed, method=METHOD)
-    found = [(one.training.sparse.sparsity(), *_on_images(one.training, data.test)) for one in trials]
-    feasible = [one for one in found if one[0] >= target]
-    return Measured(*(np.array([one[k] for one in feasible]) for k in (1, 2, 0)))
+@dataclass(frozen=True)
+class Task:
+    """An experiment with its data, trained for a number of epochs."""
 
+    experiment: Experiment
+    data: Data
+    epochs: int
 
-def default(target: float, seed: int) -> Measured:
-    """Train the first point of the search space at the target, without a search."""
-    experiment = find("digits")
-    data, params = experiment.load(None), load_space(METHOD, target).first_for(target)[0]
-    own: dict[str, Any] = {"epochs": experiment.recipe.epochs, "seed": 1000 + seed}
-    training = Training(experiment, data.train, data.val, METHOD, params, **own)
-    while not training.finished:
-        training.train()
-    correct, loss = _on_images(training, data.test)
-    return Measured(correct[None], loss[None], np.array([training.sparse.sparsity()]))
+    def searched(self, target: float, seed: int) -> Measured:
+        """Run one study."""
+        own: dict[str, Any] = {
+            "target": target,
+            "trials": TRIALS,
+            "seed": seed,
+            "epochs": self.epochs,
+            "method": METHOD,
+        }
+        trials = completed(self.experiment, self.data, **own)
+        found = [self._measured(one.training) for one in trials if one.training.sparse.sparsity() >= target]
+        return self._joined(found)
+
+    def default(self, target: float, seed: int) -> Measured:
+        """Train the first point of the search space at the target, without a search."""
+        params = load_space(METHOD, target).first_for(target)[0]
+        own: dict[str, Any] = {"epochs": self.epochs, "seed": 1000 + seed}
+        training = Training(self.experiment, self.data.train, self.data.val, METHOD, params, **own)
+        while not training.finished:
+            training.train()
+        return self._joined([self._measured(training)])
+
+    def _measured(self, training: Training) -> tuple[Array, Array, float]:
+        return (*_on_images(training, self.data.test), training.sparse.sparsity())
+
+    def _joined(self, found: list[tuple[Array, Array, float]]) -> Measured:
+        correct, loss, sparsity = (np.array(part) for part in zip(*found, strict=True))
+        return Measured(correct, loss, sparsity, self.data.val.examples)
 
 
 def kept(path: Path, make: Callable[[], Measured]) -> Measured:
@@ -137,7 +159,7 @@ def kept(path: Path, make: Callable[[], Measured]) -> Measured:
     if not path.exists():
         np.savez_compressed(path, **vars(make()))
     with np.load(path) as file:
-        return Measured(**file)
+        return Measured(**{**file, "validation": int(file.get("validation", VALIDATION))})
 
 
 def percent(values: Array | list[float], sign: str = "") -> str:
@@ -146,17 +168,15 @@ def percent(values: Array | list[float], sign: str = "") -> str:
     return f"{100 * np.mean(values):{sign}.2f} ± {100 * error:.2f}"
 
 
-def studies(targets: list[float], count: int, out: Path) -> None:
+def studies(task: Task, targets: list[float], count: int, recipes: int, out: Path) -> None:
     """Print the tables of `studies`."""
     out.mkdir(parents=True, exist_ok=True)
-    found = {
-        t: [kept(out / f"study-{t}-{s}.npz", lambda t=t, s=s: searched(t, s)) for s in range(count)]  # type: ignore[misc]
-        for t in targets
-    }
-    alone = {
-        t: [kept(out / f"default-{t}-{s}.npz", lambda t=t, s=s: default(t, s)) for s in range(DEFAULTS)]  # type: ignore[misc]
-        for t in targets
-    }
+    alone: dict[float, list[Measured]] = {t: [] for t in targets}
+    found: dict[float, list[Measured]] = {t: [] for t in targets}
+    for name, number, make, of in (("default", recipes, task.default, alone), ("study", count, task.searched, found)):
+        for seed in range(number):
+            for t in targets:
+                of[t].append(kept(out / f"{name}-{t}-{seed}.npz", partial(make, t, seed)))
     images = np.arange(found[targets[0]][0].correct.shape[1])
     own = {t: np.array([_figures(one.trials(images)) for one in found[t]]) for t in targets}
     drawn = {t: [_redrawn(one, seed) for seed, one in enumerate(found[t])] for t in targets}
@@ -190,8 +210,8 @@ def _figures(trials: Trials) -> list[float]:
     test accuracy."""
     place = RULES[NOW](trials)[0]
     value, values = float(trials.accuracy[place]), trials.accuracy.tolist()
-    error = shrunk(value, [value], VALIDATION).error
-    return [value, error, *shrunk(value, values, VALIDATION), float(trials.test[place])]
+    error = shrunk(value, [value], trials.validation).error
+    return [value, error, *shrunk(value, values, trials.validation), float(trials.test[place])]
 
 
 def _judged(rows: Array, value: int, error: int) -> Iterator[str]:
@@ -267,7 +287,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("studies", "table", "seeds"))
     parser.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.95, 0.98])
+    parser.add_argument("--experiment", default="digits")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--epochs", type=int, help="(default: the experiment's own)")
     parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--recipes", type=int, default=16)
     parser.add_argument("--draws", type=int, default=14 * 400)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/choosing"))
     options = parser.parse_args()
@@ -278,7 +302,9 @@ def main() -> None:
     elif options.what == "seeds":
         seeds(options.draws)
     else:
-        studies(options.targets, options.seeds, options.out)
+        experiment = find(options.experiment)
+        task = Task(experiment, experiment.load(options.data_dir), options.epochs or experiment.recipe.epochs)
+        studies(task, options.targets, options.seeds, options.recipes, options.out)
 
 
 if __name__ == "__main__":
