@@ -20,7 +20,7 @@ import torch
 from benchmarks.curves.choosing import percent
 from benchmarks.curves.collect import EPOCHS
 from benchmarks.curves.points import SPARSITY, whole
-from benchmarks.curves.simulate import METHOD, best_configuration, surrogate_of
+from benchmarks.curves.studies import METHOD, best_configuration, surrogate_of
 from benchmarks.curves.table import Table
 from benchmarks.methods import _loaded
 from tune_sparsity.experiments.base import evaluate

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.curves.points import SPARSITY
-from benchmarks.curves.simulate import METHOD, surrogate_of
+from benchmarks.curves.studies import METHOD, surrogate_of
 from benchmarks.curves.surrogate import accuracies
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.search_spaces.priors import draw

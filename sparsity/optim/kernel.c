@@ -23,7 +23,7 @@
 static const float SMALLEST_GRADIENT = 2e-38f; /* its inverse is finite; smaller gradients count as none */
 static const float LOWEST = -106.0f;           /* powers are at least 2^LOWEST, so that none is subnormal */
 static const float NO_NORM = 1e-30f;           /* a smaller sum of |v|^q belongs to a row of zeros */
-static const float GAIN_MIN = 1e-6f;           /* a gain of zero would silence its neuron forever */
+static const float GAIN_MIN = 1e-6f;           /* the smallest gain, because a step divides by it */
 
 /* Numbers below the smallest normal one count as 0 until `restore`. The momentum of a weight whose input is always zero
  * decays to such numbers, and each takes the processor as much time as a hundred normal ones. */

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.curves import simulate, surrogate
+from benchmarks.curves import fronts, simulate, studies, surrogate
 from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import accuracies, log_errors
 from benchmarks.curves.table import Row, Table
 
 EPOCHS, BEST = 6, 0.98
+METHODS = ("lpss", "gmp")
 
 
 def accuracy(params: dict[str, Any]) -> float:
@@ -23,8 +25,8 @@ def accuracy(params: dict[str, Any]) -> float:
     return 1 - min(error, 0.9)
 
 
-def row(index: int, seed: int) -> Row:
-    params, rng = point("lpss", index), np.random.default_rng([index, seed])
+def row(index: int, seed: int, method: str = "lpss") -> Row:
+    params, rng = point(method, index), np.random.default_rng([index, seed])
     errors = np.log(1 - accuracy(params)) + np.linspace(1, 0, EPOCHS) + 0.05 * rng.normal()
     curve = [float(1 - math.exp(error)) for error in errors]
     return Row(index, seed, params, curve, 0.1, curve[-1], EPOCHS * 2.0)
@@ -33,22 +35,23 @@ def row(index: int, seed: int) -> Row:
 @pytest.fixture(autouse=True, scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("trainings")
-    Table("known", "lpss", folder).append(
-        [row(index, seed) for index in range(300) for seed in range(1 if index % 10 else 3)]
-    )
+    for method in METHODS:
+        rows = [row(index, seed, method) for index in range(300) for seed in range(1 if index % 10 else 3)]
+        Table("known", method, folder).append(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surrogate, "TREES", 40)
         patch.setattr(surrogate, "FOLDS", 3)
-        patch.setattr(simulate, "Table", lambda *about: Table(*about, folder))
-        simulate.surrogate_of.cache_clear()
-        simulate.best_configuration.cache_clear()
+        patch.setattr(studies, "Table", lambda *about: Table(*about, folder))
+        patch.setattr(fronts, "METHODS", METHODS)
+        studies.surrogate_of.cache_clear()
+        studies.best_configuration.cache_clear()
         yield
-    simulate.surrogate_of.cache_clear()
-    simulate.best_configuration.cache_clear()
+    studies.surrogate_of.cache_clear()
+    studies.best_configuration.cache_clear()
 
 
 def test_the_surrogate_finds_what_the_table_holds() -> None:
-    found = simulate.surrogate_of("known")
+    found = studies.surrogate_of("known")
     held = found.held_out()
     assert held.rows == 360
     assert held.rank > 0.9
@@ -71,8 +74,8 @@ def test_logarithms_of_errors_and_accuracies_are_inverse() -> None:
 
 
 def test_the_highest_accuracy_is_near_the_known_one() -> None:
-    assert simulate.highest("known", 0.5) == pytest.approx(BEST, abs=0.004)
-    assert simulate.highest("known", 0.98) < simulate.highest("known", 0.5)
+    assert studies.highest("known", 0.5) == pytest.approx(BEST, abs=0.004)
+    assert studies.highest("known", 0.98) < studies.highest("known", 0.5)
 
 
 @pytest.mark.parametrize("name", ["default", "Ray", "random", "no early stopping", "no priors, no first points"])
@@ -83,12 +86,52 @@ def test_a_simulated_study_has_all_its_trials_and_two_at_a_time(name: str) -> No
     epochs = [one.epochs for one in found]
     assert epochs == sorted(epochs)
     assert (epochs[-1] == 12 * EPOCHS) is (name == "no early stopping")
-    assert found[-1].seconds >= epochs[-1] * 2.0 / simulate.SLOTS
+    assert found[-1].seconds >= epochs[-1] * 2.0 / studies.SLOTS
     assert all(one.regret > -0.001 for one in found)
 
 
 def test_a_row_counts_from_one_and_says_what_was_saved() -> None:
-    ended = [simulate.Ended(regret, 3 * k, 2.0 * k) for k, regret in enumerate([0.03, 0.0005, 0.0], 1)]
-    never = [simulate.Ended(0.5, 3 * k, 2.0 * k) for k in (1, 2, 3)]
+    ended = [simulate.State(regret, 3 * k, 2.0 * k) for k, regret in enumerate([0.03, 0.0005, 0.0], 1)]
+    never = [simulate.State(0.5, 3 * k, 2.0 * k) for k in (1, 2, 3)]
     assert list(simulate._row("x", [ended], 18)) == ["x", "2", "0.50", "6"]
     assert list(simulate._row("x", [never], 18))[1] == "inf"
+
+
+@pytest.mark.parametrize("name", [name for name in fronts.searches() if "three methods" not in name])
+def test_a_simulated_front_is_reproducible_and_its_regrets_are_not_negative(name: str) -> None:
+    found = fronts.result_of("known", 8, 0, fronts.searches()[name])
+    assert found == fronts.result_of("known", 8, 0, fronts.searches()[name])
+    assert list(found.regrets) == list(fronts.FRONT)
+    assert all(regret > -0.002 for regret in found.regrets.values())
+    if name in ("grid", "Ray", "--front, no early stopping"):
+        assert found.epochs == 8 * EPOCHS
+    else:
+        assert 8 <= found.epochs <= 8 * EPOCHS
+
+
+def test_a_front_of_several_methods_has_trials_of_each() -> None:
+    make = partial(studies.Ours, methods=METHODS)
+    ended = studies.ended_trials("known", fronts.WHOLE, 8, 0, make)
+    numbers = {one.trial.number: "threshold_interval" in one.trial.params for one in ended}
+    assert sorted(numbers) == list(range(8))
+    assert set(numbers.values()) == {True, False}
+
+
+class Best(fronts.Listed):
+    """Asks for the surrogate's best configuration at each sparsity of the front."""
+
+    def params(self, number: int) -> dict[str, Any]:
+        return studies.best_configuration("known", fronts.FRONT[number])
+
+
+def test_a_search_that_knows_the_best_configurations_has_nearly_no_regret() -> None:
+    found = fronts.result_of("known", len(fronts.FRONT), 0, fronts.Searched(Best))
+    assert max(found.regrets.values()) < 0.004
+    worse = fronts.result_of("known", 3, 0, fronts.Searched(Best))
+    assert worse.regrets[0.9] == fronts.top("known", 0.9)  # its three trials are less sparse
+
+
+def test_the_grid_is_even_in_the_logarithm_of_the_density() -> None:
+    ended = studies.ended_trials("known", fronts.WHOLE, 5, 0, fronts.Grid)
+    densities = [1 - one.trial.params[SPARSITY] for one in ended]
+    assert densities == pytest.approx([0.5, 0.5**0.75 * 0.01**0.25, (0.5 * 0.01) ** 0.5, 0.5**0.25 * 0.01**0.75, 0.01])
