@@ -80,7 +80,7 @@ class Training:
             trained=experiment.trained,
         )
         self._memory = StepMemory(self.model, self.sparse, alone=ranks is ONE_RANK)
-        self._first_masks: dict[str, float] = {}  # the metric of a trained network under its first masks
+        self._first_masks: dict[str, float] = {}  # val_..._first_mask, if the network was trained before
         recipe = experiment.recipe
         if self.sparse.steps_in_backward:
             check_steps_in_backward(recipe, alone=ranks is ONE_RANK)

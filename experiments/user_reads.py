@@ -24,8 +24,8 @@ class Reader(Enum):
     """Code that loads the data: Experiment.load, or a torch data set."""
 
 
-_read: dict[Reader, set[str]] = {reader: set() for reader in Reader}  # files read here, without modules
-_watched: list[tuple[int, Reader]] = []  # threads of nested blocks: only the last one is watched
+_read: dict[Reader, set[str]] = {reader: set() for reader in Reader}  # the recorded files; Python modules are left out
+_watched: list[tuple[int, Reader]] = []  # thread and reader of each open block; only the last block records files
 _installed: list[bool] = []
 
 

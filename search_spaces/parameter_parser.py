@@ -146,7 +146,7 @@ class ParameterReader:
                 if whole:
                     return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
                 return FloatDistribution(low, high, log=log, step=step)
-        except ArithmeticError as error:  # Optuna computes with decimals
+        except ArithmeticError as error:  # Optuna divides the range by the step, in decimals of 28 digits
             raise self._values.error((*place, "step"), "step is too small for this range") from error
         except ValueError as error:
             raise self._values.error(place, str(error)) from error

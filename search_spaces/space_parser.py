@@ -146,7 +146,7 @@ class _Parser:
             if not parent.distribution._contains(whole):
                 raise self._values.error(place, f"{whole} is not a value of {parent.name}")
             return whole
-        return self._values.plain(place, value)  # the value of a fixed parameter, which need not be equal
+        return self._values.plain(place, value)  # the parent is fixed: with another value, the condition never holds
 
     def _order(self, parsed: dict[str, Parsed], when: dict[str, Condition]) -> list[str]:
         """Return the names of the parameters in the order of the file, with one exception: a parameter comes after the

@@ -69,7 +69,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
     text = _text(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        # Lines comes first, because it checks the limits before the loader can fill the memory.
+        # `Lines` is made first: it checks the limits before `safe_load` can fill the memory.
         lines = None if node is None else Lines(path, node)
         data = yaml.safe_load(text)
     except BadFile:

@@ -33,7 +33,9 @@ EXACT = (torch.float32, torch.float64)
 """The dtypes that represent the product of a scale and a code exactly."""
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
 _SHARES = [0.4 + 0.05 * k for k in range(13)]  # scales to try, as multiples of (a row's largest weight / largest code)
-_LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4  # latents of 2 bits, in levels; scales, relative; others
+# Adam's learning rates for the latents (with 2 bits; each further bit doubles it), for the scales' logarithms, and for
+# the other parameters.
+_LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4
 
 
 class Codes(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tune_sparsity.sparsity.matrices import Matrix
 from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
 
-_MIXED = ""  # the label of a node that does not depend on the weights of exactly one layer
+_MIXED = ""  # the label of all nodes except those that depend only on the weights of one layer
 
 
 def called(model: nn.Module, inputs: Any) -> Any:
@@ -115,7 +115,8 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
         inputs = _inputs(node) if labels[node] == _MIXED else []
         named = {other: labels[other] for other in inputs if labels[other] != _MIXED}
         for other, name in named.items():
-            # If autograd does not follow the layer's input, the layer's result depends only on its weights.
+            # If autograd does not follow the layer's input, the layer's result depends only on the layer's weights. The
+            # result is then the node `other`.
             result = other if other in normalisations else node
             alone = len(named) == 1 and normalisations[result] == readers[result] == 1
             (found if alone else others).add(name)

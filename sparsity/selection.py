@@ -60,7 +60,7 @@ class Selection:
                 are treated alike.
         """
         scores = [self._score(one) for one in log_magnitudes]
-        if active is not None:  # an active weight of 0 too comes before masked ones
+        if active is not None:  # active weights come before masked weights, even if they are 0
             pairs = zip(scores, active, strict=True)
             scores = [score.clamp_min(-_AFTER / 2) - _AFTER * (mask == 0) for score, mask in pairs]
         shared = "erk" if self.distribution == "global" else self.distribution
@@ -68,7 +68,9 @@ class Selection:
         shapes, most = [score.shape for score in scores], 1 - self.pattern.least
         counts = layer_counts(shapes, sparsity, shared, a_neuron=self.a_neuron, most=most)
         masks: dict[int, Tensor] = {}
-        share, rest = 0, sum(counts)  # whole blocks are more or less than a layer's share: the next ones have the rest
+        # A pattern that keeps whole blocks may give a group more or fewer weights than its share. The next groups then
+        # get the rest.
+        share, rest = 0, sum(counts)
         for group in sorted(self._groups(on_sphere), key=lambda group: sum(counts[index] for index in group)):
             share += sum(counts[index] for index in group)
             least = sum(self.pattern.least_weights(shapes[index]) for index in group)

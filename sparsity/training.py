@@ -91,16 +91,16 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.selection = selection or Selection()
         self.selection.pattern.check(sparsity)
-        self.excess: Callable[[Sequence[Tensor]], int] | None = None  # of masks: how many weights more must go
+        self.excess: Callable[[Sequence[Tensor]], int] | None = None  # masks -> how many more weights to prune
         self.steps, self.fixed = 0, False
         self.mask_updates = 0  # since this object was made
         self._moved = False  # whether the masks are those of the next step
-        self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
-        self.lr_sum = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
+        self.grow_rate: float | None = None  # new connections / dropped connections in the last update
+        self.lr_sum = 0.0  # sum of the learning rates on the sphere; far above 1, little of the first weights is left
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         self._base_gain_lr = [group.get("gain_lr", 0.0) for group in optimizer.param_groups]
-        # Kept only for a topology that grows by it: an average of the dense gradient, masked weights included.
+        # Averages of the gradients of all weights, masked ones included, for a topology that grows connections by them.
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
         params = [param for group in optimizer.param_groups for param in group["params"]]
@@ -156,7 +156,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             self.few_bits.step()
             return
         if self.average is not None and self.average.taken:
-            return  # an average is not trained on
+            return  # the weights are now the average, and no step may change them
         self.move_masks()
         if not self._recorded(self._learn, self.fixed):
             self._learn()
@@ -257,7 +257,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             assert isinstance(self.optimizer, LpSGD)
             known: dict[Tensor, Tensor] = {layer.weight: mask for layer, mask in pairs if layer.sphere}
             self.optimizer.set_masks(known, as_loaded=as_loaded)
-        # Those that are applied here, and those of them whose weights do not learn either.
+        # `_own`: the masks that LpSGD does not apply to weights. `_still`: those of them that also mask the gradients.
         biases = self.few_bits.bias_masks() if self.fixed and self.few_bits is not None else []
         self._own = [*biases, *((one.weight, mask) for one, mask in pairs if not (given and one.sphere))]
         spared = self.dense_latent and not self.fixed

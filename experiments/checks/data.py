@@ -17,7 +17,9 @@ from tune_sparsity.experiments.metrics import ACCURACY
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_reads import Reader, watching
 
-_MANY = 0.1  # a larger share of common examples is a leak, unless the training data repeat their examples as often
+# A split has a leak if at least this share of its examples also occurs in the training split. The exception is a
+# training split that repeats its own examples about as often.
+_MANY = 0.1
 _UNBALANCED = 0.9
 _FEW = 16  # inputs to compare first, since a comparison of all inputs needs as much memory as the inputs
 

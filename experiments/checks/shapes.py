@@ -33,7 +33,7 @@ from tune_sparsity.sparsity.wrappers import plain_state, unwrapped
 
 _FEW = 4  # examples for a forward pass of the quick checks
 _JUDGED = 256  # validation examples for a metric of a whole split
-_EXAMPLE = 0.9  # a sparsity over the prunable weights, for the message
+_EXAMPLE = 0.9  # the sparsity of the prunable weights in the message about the network's size
 _SMALL = 8  # a last batch of at most so many examples is tried: batch normalisation may refuse a batch of one
 _FUNCTIONS = ("load", "model", "loss", "prepare", "forward")
 

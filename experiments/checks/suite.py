@@ -19,7 +19,7 @@ from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import Reader, watching
 
-_STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of a check's training: steps an epoch, and training and validation examples
+_STEPS, _BATCH, _VALIDATED = 3, 16, 32  # a check's training: steps per epoch, examples per batch, validation examples
 _LOADED = 64  # examples to check of a data set that is not in memory
 
 

@@ -42,7 +42,8 @@ class _Looking(Trial):
         self.own_epochs = 0
         self.inputs: Any = None
         self.seen = threading.Event()
-        self.norms: list[NormBase] | None = None  # in training mode during the loop's training; None before
+        # The normalisations in training mode at the first forward pass of the training. None before this pass.
+        self.norms: list[NormBase] | None = None
 
     def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._hook = model.register_forward_pre_hook(self._look, with_kwargs=True)

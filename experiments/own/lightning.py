@@ -37,7 +37,8 @@ class LightningSparsity(L.Callback):
         self._projected: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":  # called once the module is on its device
+        if stage == "fit":
+            # Lightning calls configure_optimizers after it has moved the module to its device.
             pl_module.configure_optimizers = lambda: self._optimizer(trainer, pl_module)  # type: ignore[method-assign]
 
     def _optimizer(self, trainer: L.Trainer, pl_module: L.LightningModule) -> SparseTraining:

@@ -50,7 +50,7 @@ class RunningTrial(Trial):
         super().__init__(device, experiment.data_dir, seed)
         self._experiment, self._method, self._params, self._total = experiment, method, params, epochs
         self._hand_over = hand_over
-        self.order = Generator().manual_seed(seed)  # of the masks
+        self.order = Generator().manual_seed(seed)  # the generator for random masks
         self.done, self.stopped, self.careful = 0, False, False
         self._late = False  # whether the loop has reported outside of an epoch
         self._inputs: deque[Any] = deque(maxlen=_LAST_INPUTS)

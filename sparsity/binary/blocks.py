@@ -17,8 +17,8 @@ from tune_sparsity.sparsity.binary.inference import Kind, SignLayer, activated, 
 from tune_sparsity.sparsity.binary.products import Product
 
 _MOMENTUM = 0.9  # of the running statistics
-_SMALLEST = 1e-3  # the least mean magnitude, for a neuron that is equal for all examples
-_TOGETHER = 1 << 15  # about how many weights are computed at a time
+_SMALLEST = 1e-3  # lower limit of the mean magnitude, which is 0 if a neuron has equal products for all examples
+_TOGETHER = 1 << 15  # approximate limit of the weights in a slice of rows, and of the outputs that the slice computes
 
 
 def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -90,7 +90,7 @@ def counting_bits(model: nn.Module) -> nn.Module:
             "tune_sparsity was installed without a C compiler: the compiled code for bit operations is missing"
         )
     model = copy.deepcopy(model)
-    before: SignLayer | PopcountLayer | None = None  # the layer that produces the inputs
+    before: SignLayer | PopcountLayer | None = None  # the layer that produces the inputs of `layer`
     for place in list(places(model)):
         if isinstance(layer := place.module, SignLayer):
             if before is not None and before.kind == "sign" and isinstance(layer.product, LinearProduct):

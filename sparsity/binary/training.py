@@ -34,7 +34,7 @@ class BinaryTraining(SparseTraining):
     """
 
     steps_in_backward = True
-    names_of_signs: Sequence[str] = ()  # of the layers' weights whose inputs are signs, too; known at the end
+    names_of_signs: Sequence[str] = ()  # names of weights of layers whose inputs are signs; empty until `finish`
 
     def __init__(self, model: nn.Module, activations: str, *, total_steps: int, **settings: Any) -> None:
         blocks = make_binary(model, activations)
@@ -53,7 +53,7 @@ class BinaryTraining(SparseTraining):
             mask_frozen_at=1.0,
             learning_rate=warmup_cosine,
         )
-        self._follow_schedules()  # for the weights' first step
+        self._follow_schedules()  # the first backward pass updates weights before `quick_step` sets any rate
 
     def _follow_schedules(self) -> None:
         """Set the rates of the next step. Bop's gamma falls with the learning rate, so that fewer and fewer signs

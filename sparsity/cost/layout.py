@@ -17,7 +17,7 @@ from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision
 _CHECKSUM = 4  # bytes
 _SCALE = _HALF = 16  # bits
 _WHOLE, _A_ROW = Precision(), 4
-_UNEVEN = 0.85  # the size of an index as a share of the entropy, if some layers are much sparser than others
+_UNEVEN = 0.85  # the factor `uneven` of `Layout.estimate`, if some layers are much sparser than others
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Budget:
         if size <= self._most:
             return 0
         nonzero = sum(int(mask.count_nonzero()) for mask in masks)
-        # A weight takes on average at least as many bytes as one more weight would: the result is never too large.
+        # Pruning k weights frees at most k times the mean bytes of a weight, so the result is never too large.
         each = (size - self._layout.fixed) / max(1, nonzero)
         return max(1, int((size - self._most) / each))
 

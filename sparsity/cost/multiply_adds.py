@@ -60,7 +60,7 @@ class _Products(EagerMode):
             inputs, weight = args[:2]
             places = inputs if args[6] else result  # in a transposed convolution every input uses all weights
             self._add(weight, weight.numel() * places.shape[0] * places[0, 0].numel())
-        elif name == "aten::mkldnn_rnn_layer":  # an LSTM on a CPU: (inputs of all steps, weights of both kinds, ...)
+        elif name == "aten::mkldnn_rnn_layer":  # an LSTM on a CPU: (all inputs, input weights, recurrent weights, ...)
             for weight in args[1:3]:
                 self._add(weight, weight.numel() * args[0].shape[:2].numel())
         elif name == "aten::_trilinear":

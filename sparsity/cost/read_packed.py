@@ -59,7 +59,7 @@ MAGIC = b"TSP1"
 DENSE, BITMAP, RICE, SAME, COMPACT = range(5)
 TYPES = {
     **{name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16")},
-    "bfloat16": np.dtype("<u2"),  # the upper half of a float32, for which NumPy has no name
+    "bfloat16": np.dtype("<u2"),  # NumPy has no bfloat16: the bits are the upper half of a float32
     **{name: np.dtype(name).newbyteorder("<") for name in ("float64", "int64", "int32", "int16", "int8", "uint8")},
     **{name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint16", "uint32", "uint64")},
     **{name: np.dtype(name).newbyteorder("<") for name in ("complex64", "complex128")},

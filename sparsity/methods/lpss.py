@@ -47,7 +47,9 @@ published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
 LEARNING_RATES = ("cosine", "hold", "published")
-_GAIN_LR = 0.1  # learning rate of the gains with AdamW. SGD updates the gains, and AdamW's rates are too small for SGD
+# The default learning rate of the gains if AdamW trains the parameters off the sphere. SGD trains the gains. AdamW's
+# learning rates are too small for SGD.
+_GAIN_LR = 0.1
 THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 
 

@@ -10,7 +10,7 @@ from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, FewBits
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import hold, warmup_cosine
 
-_BEGIN, _EARLIEST = 0.8, 0.5  # in progress: a mask that is fixed before _EARLIEST delays the tail to _BEGIN
+_BEGIN, _EARLIEST = 0.8, 0.5  # progress: if the masks are fixed before _EARLIEST, the tail begins at _BEGIN
 LEARNING_RATES = ("cosine", "hold")
 
 

@@ -15,7 +15,7 @@ KEPT = -1
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
-_ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of memory, beside the usual one
+_ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # dimensions of a tensor -> its possible memory format
 
 
 class Channels(NamedTuple):

@@ -24,8 +24,8 @@ from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_m
 Forward = Callable[[nn.Module, Any], Any]
 
 _EXACT = torch.float64
-_EQUAL = 1e-9  # outputs that differ in the order of sums alone lie so near, over the largest of them
-_EQUAL_OTHERWISE = 1e-4  # for a network that insists on a dtype of its own
+_EQUAL = 1e-9  # tolerance relative to the largest output: another order of sums changes outputs by less
+_EQUAL_OTHERWISE = 1e-4  # the tolerance for a network that cannot compute in float64
 
 
 def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forward: Forward = called) -> NeuronGroups:
@@ -48,7 +48,7 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
     owners = _owners(model, layers)
     try:
         links = linked(deepcopy(model), set(owners.values()), example, forward)
-    except Exception as error:  # of any kind: the network's code and the library's run in it
+    except Exception as error:  # of any type, because `linked` runs the network's code and the library's
         return _groups(model, layers, owners, Links({}), f"torch-pruning cannot trace the network: {_line(error)}")
     if links.blocks():
         _Trial(deepcopy(model), _groups(model, layers, owners, links), owners, example, forward).keep_what_changes(
@@ -175,7 +175,8 @@ class _Trial:
         self.groups, self.owners, self.forward = groups, owners, forward
         generator = Generator().manual_seed(0)
         values = torch.rand(groups.count, generator=generator, dtype=_EXACT)
-        self.orders = [groups.ranks(values), groups.ranks(-values)]  # what one of them spares the other removes
+        # The orders are opposite. The neurons that the test keeps in one order are removed in the other order.
+        self.orders = [groups.ranks(values), groups.ranks(-values)]
         _draw_weights(copied, generator)
         self.network, self.example, self.equal = deepcopy(copied).to(_EXACT), tree_map(_exact, example), _EQUAL
         try:
@@ -227,7 +228,8 @@ class _Trial:
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
         with ready(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # that of the CPU alone
+            # torch.manual_seed would also seed the GPUs, and fork_rng would not restore their generators.
+            torch.default_generator.manual_seed(0)
             outputs = self.forward(network, self.example)
         return [one.detach() for one in tree_leaves(outputs) if isinstance(one, Tensor)]
 

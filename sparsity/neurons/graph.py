@@ -211,7 +211,7 @@ def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Itera
     left = _MOST * (len(own) * len(graph.module2node) + links.count)
     for node, remove, indices in _reached(graph, layer, len(own)):
         left -= len(indices)
-        if left < 0:  # in some networks the indices lead round in a circle, and grow
+        if left < 0:  # in some networks the walk repeats a cycle, and gets more indices in every round
             yield from ((channel, "torch-pruning does not follow its outputs to their end") for channel in own)
             return
         hidden = getattr(node.grad_fn, "hidden", "")

@@ -35,10 +35,11 @@ def importance(parts: Iterable[Part], count: int) -> Tensor:
         count: the number of groups.
     """
     found = list(parts)
-    values = torch.cat([part.values for part in found]).cpu().split([len(part.values) for part in found])  # one copy
+    # All parts leave the device in one copy, because each copy waits for the device.
+    values = torch.cat([part.values for part in found]).cpu().split([len(part.values) for part in found])
     sums, members = torch.zeros(2, 2, count + 1, dtype=torch.float64)
     for value, part in zip(values, found, strict=True):
-        places = part.groups % (count + 1)  # -1 is the last one
+        places = part.groups % (count + 1)  # -1 becomes the index `count`, which the result omits
         sums[int(part.reads)].index_add_(0, places, value)
         members[int(part.reads)].index_add_(0, places, torch.ones_like(value))
     return torch.where(members > 0, sums / members, 1.0).prod(0)[:count]

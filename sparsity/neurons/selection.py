@@ -50,7 +50,7 @@ class NeuronSelection(Selection):
         else:
             costs = [self.uses.prunable[layer.name] for layer in self.layers]
             most = (1 - sparsity) * sum(cost * log.numel() for cost, log in zip(costs, logs, strict=True))
-            most *= 1 + 1e-12  # of rounding
+            most *= 1 + 1e-12  # allows for rounding errors in the sums
 
             def used(kept: Sequence[int]) -> float:
                 return sum(cost * count for cost, count in zip(costs, kept, strict=True))

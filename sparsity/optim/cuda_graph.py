@@ -28,7 +28,7 @@ def can_be_recorded(params: Iterable[Tensor]) -> bool:
     recording does not contain work on other devices."""
     devices = set[torch.device]()
     for param in params:
-        if not param.is_cuda:  # the usual case is decided at the first parameter, because every step asks
+        if not param.is_cuda:  # a quick answer for CPUs, because this function is called in every step
             return False
         devices.add(param.device)
     return len(devices) == 1 and devices.pop().index == torch.cuda.current_device()

@@ -15,7 +15,7 @@ from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.sphere import dual_exponent
 
 _NO_NORM = 1e-30  # a smaller sum of |v|^q belongs to a row that was zero at the start, and has no norm yet
-_GAIN_MIN = 1e-6  # a gain of zero would silence its neuron forever, and a negative one would have the sign of w
+_GAIN_MIN = 1e-6  # the smallest gain: a step divides by the gain, and a negative gain would reverse the sign of w
 
 _ONE_A_ROW = ("gain", "gain_momentum")  # states with one number for each row; others have one for each weight
 

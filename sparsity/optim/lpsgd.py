@@ -26,7 +26,8 @@ LR_MAX = 0.25
 """Largest learning rate on the sphere. With this rate, v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step. The
 sum of |v|^q then stays far above float32's smallest number for every supported p, and needs no second rescaling."""
 
-_GAIN_OF_ZEROS = 1e-4  # first gain of a row of zeros: its norm becomes 1 in a step, which should change little
+# The first gain of a row of zeros. The first step gives its w the norm 1. A small gain keeps the row near zero.
+_GAIN_OF_ZEROS = 1e-4
 
 
 class LpSGD(torch.optim.Optimizer):
@@ -149,7 +150,8 @@ class LpSGD(torch.optim.Optimizer):
         state = self.state[param]
         state["v"] = to_dual(project(exact, group["p"]), group["p"])
         state["gain"] = norm.masked_fill_(norm == 0, _GAIN_OF_ZEROS if group["gain"] else 1.0)
-        if orientation != STANDARD:  # makes the rows a view, so that no step copies them; impossible with groups
+        if orientation != STANDARD:
+            # The rows become a view of the parameter, so that no step copies them. With several `groups` they do not.
             param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:

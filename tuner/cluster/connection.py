@@ -193,9 +193,9 @@ class PrivateRay:
         Args:
             wrong: a reason why the quick start is impossible, or "" if no reason is known.
         """
-        self._others = why_not(
-            in_waiting_processes
-        )  # other processes would wait forever for agents, which a quick Ray lacks
+        # Without this patch, Ray starts new processes for the trials. These processes would wait forever for Ray's
+        # agents, which the quick start leaves out.
+        self._others = why_not(in_waiting_processes)
         wrong = wrong or self._others
         if wrong and not self.plain:
             self.plain, begun = wrong, self._node is not None
@@ -205,7 +205,7 @@ class PrivateRay:
                 self.begin()
 
     def wait(self) -> None:
-        from tune_sparsity.tuner.cluster.join import connected  # imports Ray, which `share` must do first
+        from tune_sparsity.tuner.cluster.join import connected  # imports Ray; `share` cannot fork after that
 
         self._check()
         self.begin()

@@ -18,7 +18,7 @@ import time
 SERVER = "TUNE_SPARSITY_FORK_SERVER"  # the environment variable with the path of the server's socket
 FORKED = b"\1"  # the server's answer
 OOM_SCORE = "/proc/self/oom_score_adj"
-_ENDS_WITHIN = 0.2  # seconds
+_ENDS_WITHIN = 0.2  # seconds to wait for the raylet's end
 _CONTEXT = "--serialized-runtime-env-context="
 _LANGUAGE = "--language="
 

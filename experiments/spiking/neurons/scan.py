@@ -112,7 +112,8 @@ def _torch_backward(
     """
     (grad_a, grad_s), (u, s, a, surrogate), (v, km, ks) = grads, saved, constants
     grad_currents = torch.empty_like(u)
-    ga = gu = gr = zero = torch.zeros_like(u[:, 0])  # of trace, potential and, through the reset, spike
+    # The next step's part of three gradients: of the trace, of the potential, and of the spike (through the reset).
+    ga = gu = gr = zero = torch.zeros_like(u[:, 0])
     sums = [zero, zero, zero]  # gradients of v, km and ks, for each example
     for t in reversed(range(u.shape[1])):
         a_before = a[:, t - 1] if t else zero
