@@ -103,8 +103,9 @@ def _watch(ray: Started) -> None:
     alive = True
     while alive and not select.select([sys.stdin], [], [], _LOOK_EVERY)[0]:
         alive = all(map(_runs, servers))
-    os.close(sys.stdout.fileno())  # tells the driver that Ray has ended
-    sys.stdin.read()  # the driver closes its side first: its last calls to an ended Ray would wait for a minute
+    os.close(sys.stdout.fileno())  # tells the driver that Ray is ending
+    # Wait until the driver has disconnected. Otherwise the driver's last calls would wait a minute for the ended Ray.
+    sys.stdin.read()
     if alive:  # a graceful end would wait for the dead process
         with contextlib.suppress(Exception):
             ray.end()
@@ -197,7 +198,8 @@ def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
         ahead: whether the workers start together with the raylet, load the libraries that trials need, and wait for a
             trial. Otherwise no worker starts before a trial needs it.
     """
-    # A worker may register late, when the driver has loaded all libraries. The raylet must wait for both.
+    # Workers are forks of a copy of the driver. This copy is made after the driver has loaded all libraries, so workers
+    # register late, and the raylet must wait for them.
     settings = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"}
     if ahead:
         settings |= {

@@ -23,7 +23,7 @@ from tune_sparsity.tuner.system.files import write_atomically
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
-_ABOUT = "about"  # the part of study.yaml with versions and data, which are not options
+_ABOUT = "about"  # the part of study.yaml that has no options, but versions, the device and the data's checksum
 _METRIC = "metric"  # a key in this part, if the metric is not accuracy
 MAX_MACS = "max_macs"  # a key in this part, if the goal is a latency: the multiply-adds that are expected to meet it
 WITHHELD = "tracking_uri_without_password"  # a key in this part, if the URI has a password and so is no option here

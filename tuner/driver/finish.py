@@ -142,7 +142,7 @@ def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
         return Written({}, [])
     config = prepared.config
 
-    def left_by(record: TrialRecord) -> Path:  # it is there only if the trial ended since this process began
+    def left_by(record: TrialRecord) -> Path:  # the file is gone if the study ended in an earlier process
         return weights_file(config.folder / WEIGHTS, record.number)
 
     device = measuring_device(config)
@@ -220,7 +220,7 @@ def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutc
     try:
         drawn = Resampling(prepared.experiment, prepared.data, file, config.members, device)
         return replace(outcome, ensemble=ensemble_document(drawn, best.size_bytes, best.macs)), []
-    except (Exception, SystemExit) as error:  # the user's network and metric
+    except (Exception, SystemExit) as error:  # the user's network or metric may raise anything
         return outcome, [f"there is no ensemble around {best.name}: {one_line(error)}"]
 
 
@@ -259,7 +259,7 @@ def _log_networks(
     for what, note in notes.items() if has_source(prepared.config.experiment) else ():
         try:
             models[what] = note()
-        except (Exception, SystemExit) as error:  # the user's network, which answers as it likes
+        except (Exception, SystemExit) as error:  # the user's network may raise anything
             if disk_error(error):
                 raise
             failures += [f"the {what} was not logged as a model: {one_line(error)}"]

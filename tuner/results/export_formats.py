@@ -28,7 +28,7 @@ from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
 Coded = Mapping[str, Tensor | Codes]  # Codes are weights with few bits
-_HEADER = 250  # the largest size in bytes of three more entries in the header of a safetensors file
+_HEADER = 250  # about the bytes that a weight in CSR, with its three tensors, adds to the file's header
 
 
 def save_safetensors(tensors: Coded, path: Path) -> None:
@@ -204,7 +204,7 @@ def onnx_model(
         with _quiet():
             program: Any = torch.onnx.export(
                 in_evaluation(Whole(outputs, model)),
-                kwargs={"inputs": inputs},  # because torch takes a dict at the end of `args` for keyword arguments
+                kwargs={"inputs": inputs},  # in `args`, torch would read a dict at the end as keyword arguments
                 input_names=[name or "inputs" for name in named(inputs)],
                 output_names=["outputs"],
                 dynamic_shapes={"inputs": mapped(lambda _: {0: batch}, inputs)},
