@@ -268,7 +268,8 @@ def _become(asked: dict[str, Any], streams: list[int]) -> None:
         asked: the request of tuner/cluster/fork_client.py.
         streams: the file descriptors for standard input, output and error.
     """
-    os.setpgid(0, 0)  # the raylet ends the whole process group of a worker
+    # The raylet ends a worker's whole process group. This group must not contain the fork server or other workers.
+    os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
     for number, stream in enumerate(streams):

@@ -50,8 +50,9 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
         )  # our own table has the reason of a failed trial, in one line
     with contextlib.ExitStack() as stack:
         if config.address is None and node is None:
-            node = stack.enter_context(NodeProcess(config))  # ends last
-        # A Ray that ends before the whole connection has ended would end this process, too: interrupts wait.
+            node = stack.enter_context(NodeProcess(config))  # Ray's processes end last, after ray.shutdown
+        # No interrupt may stop ray.shutdown halfway: if Ray ended while this process is partly connected, Ray would end
+        # this process, too.
         stack.callback(undisturbed()(ray.shutdown))
         if config.address is not None:
             _join(config.address)

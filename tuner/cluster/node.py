@@ -22,7 +22,7 @@ class Node:
             cpus, gpus: the numbers of CPUs and GPUs of each worker.
         """
         fit = int(self.cpus / cpus + 1e-9)
-        # The share of a GPU lies on one GPU. Rests on two GPUs cannot be added up.
+        # A worker's share of a GPU must lie on one GPU. The unused shares of two GPUs cannot be added up.
         whole = int(self.gpus) * int(1 / gpus + 1e-9) if 0 < gpus < 1 else int(self.gpus / gpus + 1e-9) if gpus else fit
         return min(fit, whole)
 

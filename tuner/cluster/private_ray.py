@@ -12,7 +12,7 @@ from typing import Self
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.system.processes import own_process
 
-_END_WITHIN = 30.0  # seconds
+_END_WITHIN = 30.0  # seconds until the process is killed if it does not end by itself
 _NOTHING: Mapping[str, str] = {}
 MODE, _TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # The driver writes all records. Ray's loggers, snapshots and reporter would only cost time.
@@ -25,8 +25,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PL_DISABLE_FORK": "1",  # Tune sets it for its actors
-    # One thread per trial process: two under contention make a one-second trial take 35 seconds.
+    "PL_DISABLE_FORK": "1",  # Tune would set it for its actors, but `in_waiting_processes` prevents this
+    # One thread per trial process: on busy CPUs, a trial of one second with two threads takes 35 seconds.
     "OMP_NUM_THREADS": "1",
 }
 
@@ -129,7 +129,9 @@ class NodeProcess:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        if self._said is None:  # Ray was never used, for example after a user's mistake. The kernel ends its processes
+        # If the driver never used Ray, for example after a user's mistake, Ray need not end gracefully. The kernel
+        # kills Ray's servers when the process that started them is killed.
+        if self._said is None:
             self._process.kill()
         self._input.close()
         try:

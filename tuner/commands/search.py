@@ -218,7 +218,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         searched = any(map(searches_width, prepared.spaces))
         say(costly_neurons(limit.neuron_bytes(), limit.most, searched=searched))
     for warning in prepared.warnings:
-        if not few or warning.check != "prunable":  # `few` says the same
+        if not few or warning.check != "prunable":  # the line `few` says the same as this warning
             say(f"{warning.check}: {warning.text}")
     if not has_source(config.experiment):
         say("MLflow gets no model of the best network, because tune() got the experiment as an object without a file")

@@ -49,7 +49,7 @@ def with_groups(
         failed = "no network was trained again for a group"
         document, more = _reflected(prepared, outcome.group, networks)
         return replace(outcome, group=document), more, []
-    except (Exception, SystemExit) as error:  # the user's network and metric
+    except (Exception, SystemExit) as error:  # the user's network or metric may raise anything
         if disk_error(error):
             raise
         return outcome, {}, [f"{failed}: {one_line(error)}"]

@@ -32,10 +32,10 @@ from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import RESULT_JSON, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord
 
-_SHARES = (0.7, 0.5, 0.35, 0.2, 0.1, 0.0)  # of the multiply-adds that can be removed, in the networks of a curve
-_MARGIN = 0.95  # of the limit, so that most networks of the search meet it
-_SECONDS = 2.0  # how long the networks of a curve are timed
-_LAST_SECONDS = 1.0  # how long a network is timed at the end
+_SHARES = (0.7, 0.5, 0.35, 0.2, 0.1, 0.0)  # of the removable multiply-adds, how much each smaller network keeps
+_MARGIN = 0.95  # the allowed expected time, divided by the limit: with this margin, most networks meet the limit
+_SECONDS = 2.0  # the time to measure all networks of a curve together
+_LAST_SECONDS = 1.0  # the time to measure one network at the end of a study
 
 
 class LatencyCurve:
@@ -136,7 +136,7 @@ def expected_macs(
     batch = config.latency_batch or 1
     try:
         curve = measured_curve(experiment, data, model, layers, batch)
-    except (Exception, SystemExit) as error:  # the user's network
+    except (Exception, SystemExit) as error:  # the user's network may raise anything
         raise UsageError(
             f"{_given(config)}: the network cannot be timed at batch {batch}: {described(error)}"
         ) from None
@@ -221,11 +221,11 @@ def decide(
         if record.name in known:
             return known[record.name]
         file = weights_file(folder / WEIGHTS, record.number)
-        if not file.exists():  # the study had ended before, and kept the reported network alone
+        if not file.exists():  # an earlier process ended the study, and kept only the reported network
             return None
         try:
             return exported_latency(file, experiment, data, goal.latency_batch)
-        except (Exception, SystemExit) as error:  # the user's network
+        except (Exception, SystemExit) as error:  # the user's network may raise anything
             problems.append(f"the latency of {record.name} was not measured: {one_line(error)}")
             return None
 

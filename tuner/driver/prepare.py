@@ -42,7 +42,7 @@ from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
 from tune_sparsity.tuner.study.goal import Goal, sparsity_of
 from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
 
-_A_WHILE = 20.0  # seconds
+_A_WHILE = 20.0  # seconds to wait for the data
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Prepared:
     goal: Goal
     size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
-    warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
+    warnings: tuple[Finding, ...] = ()  # what the checks found in a user's experiment
     uses: Uses | None = None  # how often the network uses its weights for an example; None where that is not known
-    limit: ByteLimit | None = None  # of a network's packed file
+    limit: ByteLimit | None = None  # the largest size of a network's packed file (--max-bytes)
     latency: str = ""  # the multiply-adds that --max-latency allows, in words, where they were measured
 
     @property
@@ -115,14 +115,14 @@ def prepare(
     loading = _Loading(lambda: experiment.load(config.data_dir)) if own else None
     if loading is not None:
         share(loading.over)
-    check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
+    check_gpus(config)  # after `share`, because the check may initialise CUDA, and later forks could not use a GPU
     warnings = list[Finding]()
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     sought = _Sought(network, experiment, goal, spaces).with_neurons(config, data, resume=resume)
     network, experiment, goal, spaces, latency = sought
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
-    if config.warm_start and not resume:  # a study that goes on has it in its own journal
+    if config.warm_start and not resume:  # a resumed study has the earlier trials in its journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
     check_group(config, experiment, data, costs_known=(uses := _uses(experiment, network, data)) is not None)
@@ -130,7 +130,7 @@ def prepare(
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     if resume:
         _check_data(prepared)
-    threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
+    threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # hashes while Ray starts
     return prepared
 
 
@@ -223,7 +223,7 @@ def _uses(experiment: Experiment, network: _Network, data: Data) -> Uses | None:
         with torch.random.fork_rng(devices=[]):
             example = experiment.prepare(data.val.first(2).x)
             return count_uses(network.model, network.layers, example, experiment.forward)
-    except (Exception, SystemExit):  # the user's: it is told where the network is trained
+    except (Exception, SystemExit):  # the user's code fails: the trials will report it
         return None
 
 
@@ -233,7 +233,7 @@ class _Network(NamedTuple):
     model: nn.Module
     layers: list[Layer]
     size: NetworkSize
-    neurons: NeuronGroups | None = None  # with fewer of which a training can begin; None if all begin with all
+    neurons: NeuronGroups | None = None  # neurons that may be missing when a trial begins; None if none may be missing
 
     def few_bits(self, config: StudyConfig) -> bool:
         """Return whether the default search spaces also contain weights with few bits. They do so if --max-bytes is
@@ -257,7 +257,7 @@ class _Network(NamedTuple):
             if config.space is None and (limit := self.limit(config)):
                 spaces = spaces_within(limit, spaces)
             check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
-        except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
+        except (ValueError, OSError) as error:  # BadFile is a ValueError; a path that is too long raises OSError
             raise UsageError(str(error)) from None
         return goal, spaces
 
@@ -362,7 +362,8 @@ class _Sought(NamedTuple):
             most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
             goal, spaces = network.sought(config, experiment, most)
             return found._replace(goal=goal, spaces=spaces, latency=latency)
-        asked = any(map(searches_width, self.spaces))  # before the neurons are known, only by the user
+        # Built-in spaces get the parameter `width` only after the neurons are known. So this space is the user's.
+        asked = any(map(searches_width, self.spaces))
         network = network.with_fewer(config, self.experiment, data, asked=asked)
         if network.neurons is None:
             return self

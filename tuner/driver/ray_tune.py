@@ -290,7 +290,7 @@ def run_trials(
     except Exception as error:
         if not (stop.disk or disk_error(error)):
             raise
-        stop.disk = stop.disk or one_line(error)  # Ray itself writes into the study's folder too
+        stop.disk = stop.disk or one_line(error)  # a disk error of Ray, which also writes into the study's folder
         return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

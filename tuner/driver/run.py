@@ -198,7 +198,7 @@ def _build(
         objective=goal.objective,
     )
     ended = searcher.finished()
-    spent = max((record.elapsed for record in ended), default=0.0)  # seconds, in earlier processes
+    spent = max((record.elapsed for record in ended), default=0.0)  # the seconds that earlier processes spent
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
     stop = StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
     progress = Progress(
@@ -296,7 +296,7 @@ def _search(
         study.training_seconds += (time.monotonic() - start) * concurrency
     ray.end()
     if mirror is not None or prepared.goal.max_latency is not None:
-        ray.ended()  # wait until no worker writes any more, and networks can be timed
+        ray.ended()  # workers must not write while the mirror settles, or disturb the timing of networks
     if mirror is not None:
         mirror.settle()
     finished = conclude(prepared, study, tracker, stop, times, concurrency, retrained)

@@ -87,7 +87,7 @@ class StudyRun:
         """The seconds that earlier processes spent on the study, up to the end of the last trial that ended in them."""
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # the sum over all workers
-        self.first_epoch_began: float | None = None  # the clock's time
+        self.first_epoch_began: float | None = None  # a time of `clock`, not a duration
         for record in self.records.values():
             self._recall(record)
 

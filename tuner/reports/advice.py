@@ -13,7 +13,7 @@ from tune_sparsity.tuner.study.objective import ACCURACY
 from tune_sparsity.tuner.study.pareto import known_point
 from tune_sparsity.tuner.study.trial import BINARY, WEIGHT_BITS, TrialRecord
 
-_NEARLY = 0.02  # of the accuracy: a cheaper network that loses more is no hint that most examples are easy
+_NEARLY = 0.02  # if a cheap network loses at most this much accuracy, most examples are probably easy
 
 
 def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mapping[str, Any]) -> str:

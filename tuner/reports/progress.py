@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 UPDATE_SECONDS = 0.25
-_UPDATE_SHARE = 50  # the least interval of updates, as a multiple of an update's time, which grows with the trials
+_UPDATE_SHARE = 50  # two updates are at least so many update durations apart: many trials make updates slow
 LINE_SECONDS = 10.0
 
 FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)

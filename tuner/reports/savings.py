@@ -39,14 +39,14 @@ def savings(study: EndedStudy, given: tuple[Experiment, Data] | None = None) -> 
         return rows, ""
     except UsageError as error:
         return rows, str(error)
-    except (Exception, SystemExit) as error:  # the user's network and data
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         return rows, f"the best network cannot be run here: {one_line(error)}"
 
 
 def _bytes(network: Network) -> Rows:
     held = sizes(network.tensors, network.prunable)
     dense = held.pop("dense")
-    with suppress(ValueError):  # of a tensor of a type that no packed file has
+    with suppress(ValueError):  # a packed file cannot hold every type of tensor
         held["packed"] = len(network.packed)
     form = "packed" if "packed" in held else min(held, key=held.__getitem__)
     return [("bytes", f"{dense:,}", f"{held[form]:,}", form.replace("_", " "), f"{held[form] / dense:.1%}")]

@@ -68,7 +68,7 @@ def _data(study: EndedStudy) -> tuple[Experiment, Data] | None:
     try:
         experiment = experiment_of(study.config)
         return experiment, sound_data(study.config, experiment)
-    except (Exception, SystemExit):  # the user's code
+    except (Exception, SystemExit):  # the user's code may raise anything
         return None
 
 

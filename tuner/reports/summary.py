@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _LAYERS_SHOWN = 6
 _WHOLE_SHOWN = 3
-PLAIN_WIDTH = 120  # of a result that is not written to a terminal
+PLAIN_WIDTH = 120  # characters in a line if the result is not written to a terminal
 
 
 def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:

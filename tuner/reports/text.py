@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.study.objective import Objective
 
 _DEAD_NAMED = 6  # layers with dead neurons that a text names
-_SATURATED = 0.9  # spikes of a neuron in a step
+_SATURATED = 0.9  # a layer is reported if its neurons have more spikes than this in a time step, on average
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from tune_sparsity.tuner.results.inference_cost import timed
 from tune_sparsity.tuner.results.sparse_layers import Form, over_sparse
 
 _TOLERANCE = {torch.bfloat16: 5e-2}  # of the largest output: sums in another order round differently
-_SECONDS = 0.2  # how long the forms of a network are timed
+_SECONDS = 0.2  # the time to measure all forms of a network together
 
 Network = Callable[..., Tensor]
 
@@ -117,7 +117,7 @@ def passes(weights: Weights, pattern: Pattern, batches: tuple[int, ...] = (1, 25
         forms = ["2:4"] if isinstance(pattern, NofM) else smaller
         try:
             found += measure(weights, forms, batches, threads[-1:], torch.bfloat16, "cuda")
-        except Exception as error:  # such as a GPU whose memory others use
+        except Exception as error:  # for example if other processes use the GPU's memory
             note = f"not possible on the GPU: {one_line(error)}"
             found += [Pass("dense", size, threads[-1], "bfloat16", "cuda", note=note) for size in batches]
     return found
@@ -155,7 +155,7 @@ def measure(
     for count, size in product(threads, batches):
         try:
             times, wrong = timed(networks, inputs, size, weights.forward, count, _SECONDS), ""
-        except Exception as error:  # the user's
+        except Exception as error:  # the user's network may raise anything
             times, wrong = {}, f"the network cannot take a batch of {size}: {one_line(error)}"
         for form, note in notes.items():
             taken = times[form]._asdict() if form in times else {}
@@ -184,7 +184,7 @@ def _in_form(
         expected, found = (weights.forward(each, mapped(Tensor.clone, few)) for each in (dense, sparse))
         if (expected - found).abs().max() > _TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max():
             return None, f"products with {matrices} give different outputs"
-    except Exception as error:  # of torch, or the user's
+    except Exception as error:  # torch or the user's network may raise anything
         return None, f"products with {matrices} failed: {' '.join(str(error).split())[:120]}"
     return sparse, f"{len(left)} of {len(weights.prunable)} prunable layers stay dense{reasons}" if left else ""
 

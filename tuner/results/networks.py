@@ -44,10 +44,10 @@ class BestModel:
     """Measures of a network that is part of the study's results."""
 
     test_value: float | None  # the metric on the test data; None if measuring it failed
-    weights: int  # prunable ones
-    zeros: int  # of those, counted in the tensors themselves
+    weights: int  # the number of prunable weights
+    zeros: int  # the number of zeros in the prunable weights, counted in the tensors
     by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
-    dead: Mapping[str, DeadNeurons] = field(default_factory=dict)  # of the layers that have any, by name
+    dead: Mapping[str, DeadNeurons] = field(default_factory=dict)  # for each layer that has any, by its name
     problem: str = ""  # why it has no test value, in one line
 
 
@@ -99,7 +99,7 @@ def write_networks(
     """
     earlier = _written(folder)
     measured: dict[int, BestModel] = {}
-    problems: dict[str, None] = {}  # a network in several folders fails in each
+    problems: dict[str, None] = {}  # without duplicates: a network may fail in several folders
     for name, record in folders.items():
         own = weights(record)
         if not own.exists():
@@ -194,7 +194,7 @@ def precision_in(network: Path) -> Precision:
         known = (file.metadata() or {}).get(PRECISION)
     if known is None:
         return Precision()
-    bits, halves, biases, *signs = json.loads(known)  # earlier versions wrote three
+    bits, halves, biases, *signs = json.loads(known)  # earlier versions wrote no signs
     return Precision(bits, tuple(halves), biases, *signs)
 
 
@@ -231,7 +231,7 @@ def _measure(
         return replace(best, test_value=experiment.tested(model, data))
     except _OtherNetwork:
         raise
-    except (Exception, SystemExit) as error:  # the user's
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         return replace(best, problem=one_line(error))
 
 

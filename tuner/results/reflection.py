@@ -42,7 +42,7 @@ AS_LARGE = 1.01
 """The new group may need at most this many times the bytes of the old group. Equal numbers of nonzero weights may need
 slightly different numbers of bytes."""
 NAME = "group-reflected"
-_RETRAINED = -1  # as a trial's number
+_RETRAINED = -1  # the number of the network that was trained again: no trial has it
 
 
 class Reflected(TrialRecord):

@@ -31,7 +31,7 @@ from tune_sparsity.tuner.study.layout import SPREAD
 SCALES = (0.0, 0.25, 0.5, 1.0, 2.0)
 """Factors of the spreads. The best factor on the validation data is used. 0 gives the averaged network alone."""
 _BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)
-_DROP = 0.005 + 1e-9  # the allowed loss by noise of a metric in [0, 1]
+_DROP = 0.005 + 1e-9  # how much the noise may lower the metric, which is in [0, 1]; 1e-9 allows for rounding
 _HALVINGS, _SEED = 20, 0
 
 

@@ -13,7 +13,7 @@ from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord
 
-_FIRST_SEED = 1_000_000  # used as a trial number, above those of all trials, so that no seed is used twice
+_FIRST_SEED = 1_000_000  # added to the number of a training: no trial has such a number, so no seed is used twice
 
 
 @dataclass(frozen=True)

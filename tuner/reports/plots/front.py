@@ -117,7 +117,7 @@ def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
     low, high = min(values), max(values)
     span = max(high - low, least)
     margin = (span - (high - low)) / 2 + 0.06 * span
-    spare = 0.02 * span  # shows a marker at exactly 100% as a whole
+    spare = 0.02 * span  # so that the edge of the plot does not cut a marker at exactly 100%
     return max(low - margin, bounds[0] - spare), min(high + margin, bounds[1] + spare)
 
 
@@ -226,7 +226,7 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
     outside = len(groups.drawn) - len(_inside(places(groups.drawn), x_range, y_range))
     line = {"color": "black", "width": 1.5, "dash": "dash"}
     across = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": line, "layer": "below"}
-    best = goal.reported(records)[: len(goal.targets)]  # a front reports all its networks: mark the first
+    best = goal.reported(records)[: len(goal.targets)]  # on a front, only the first network, which is the best
     subtitle = {"text": _summary(records, groups)}
     return go.Figure(
         data=_traces(groups, best),

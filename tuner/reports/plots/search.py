@@ -175,8 +175,8 @@ def _lines(
     """
     from plotly.colors import sample_colorscale
 
-    # Colours follow the rank: with values, one collapsed trial would give all others the same colour. The lightest
-    # colours are left out, because they cannot be seen on white.
+    # Colours follow the rank. If they followed the values, one collapsed trial would give all others the same colour.
+    # The lightest colours are left out, because they cannot be seen on white.
     ranks = [0.85 * (1 - i / (len(done) - 1)) for i in range(len(done))]
     colours = sample_colorscale("Cividis", ranks)
     return [

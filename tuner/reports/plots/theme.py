@@ -45,7 +45,7 @@ THEME: dict[str, Any] = {
         "yaxis": _AXIS,
         # Small enough for "EXPERIMENT: accuracy against sparsity" to fit on a telephone.
         "title": {"x": 0.02, "xanchor": "left", "font": {"size": 17}, "subtitle": {"font": {"size": 12}}},
-        # The legend is below the plot. Above it would overlap the title of a narrow page, as in MLflow's UI.
+        # A legend above the plot would overlap the title on a narrow page, for example in MLflow's UI.
         "margin": {"l": 70, "r": 30, "t": 105, "b": 105},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"},
         "hoverlabel": {"align": "left", "bgcolor": "white"},
