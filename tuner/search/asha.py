@@ -57,7 +57,7 @@ WINDOW = 256  # trials that a rung remembers
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio, modulo 1, are spread very evenly
 BAND = 12  # the number of trials of similar sparsity with which a trial is compared
 EVIDENCE = 10  # no trial is stopped while its band, including itself, has fewer trials
-CLEARLY = 2.0  # a trial is stopped if its lead is so many standard deviations below the median of its band
+CLEARLY = 2.0  # a trial is stopped if its lead (LikeStopping) is so many standard deviations below its band's median
 PART = 2.5
 """Of n trials, those within a part PART / n of the range have similar sparsity. One trial of each part is completed."""
 
@@ -113,7 +113,9 @@ class Halving:
             raise ValueError(f"reduction must be above 1, got {reduction}")
         self.rungs, self.target = tuple(rungs), target
         self.reduction, self.window = reduction, window
-        self._values: dict[tuple[str, int], dict[int, Value | None]] = {}  # None: the trial has failed after the rung
+        # The outer keys are (method, rung), and the inner keys are numbers of trials. The value of a trial that has
+        # failed since the rung is None.
+        self._values: dict[tuple[str, int], dict[int, Value | None]] = {}
 
     def goes_on(self, number: int, method: str, epoch: int, value: Value) -> bool:
         """Return whether a trial may continue after an epoch. If this epoch is a rung, remember the trial's value.
@@ -206,7 +208,7 @@ class LikeStopping(Halving):
         super().__init__(rungs, target=None, window=window)
         self._noise = noise
         self._extent = log_sparsity(high) - log_sparsity(low)
-        # By method; a position is a `log_sparsity`.
+        # The keys of these three dicts are the names of methods. A position is a `log_sparsity`.
         self._completed: dict[str, list[float]] = {}  # the positions of completed trials, sorted
         self._alive: dict[str, dict[int, float]] = {}  # the positions of trials that reached a rung and have not ended
         self._count: dict[str, int] = {}  # the number of trials that have reached a rung or ended

@@ -16,8 +16,8 @@ from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.tuner.study.trial import WEIGHT_BITS, WIDTH
 from tune_sparsity.tuner.worker.sizes import ByteLimit
 
-_NEURONS = 1 / 3  # with a larger share of the bytes for scales and biases of neurons, the network has too many
-_BEST = 1 / 8  # the share in the best small networks that were measured
+_NEURONS = 1 / 3  # the largest share of the limit of bytes for the scales and biases of neurons
+_BEST = 1 / 8  # this share in the best small networks that were measured
 _MANY_BITS = 8
 _WIDTHS = [step / 100 for step in range(1, 101)]
 

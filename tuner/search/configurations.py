@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 
-NEIGHBOURS = 64  # the number of trials, nearest in sparsity, that configurations are judged by
+NEIGHBOURS = 64  # the number of trials by which configurations are judged: those nearest to the next trial's sparsity
 FIRST = "first "
 """The prefix in the names of configurations that are first points of a space."""
-LIKE = 0.7  # a trial's weight falls by a factor of about e for each factor of two in the density
+LIKE = 0.7  # about log 2: if a trial has twice or half the density of the next trial, its weight is about 1 / e
 
 
 class Configuration(NamedTuple):

@@ -23,9 +23,9 @@ from tune_sparsity.tuner.study.pareto import Point
 SLACK = 1.9
 """A gap is filled first if it is wider than SLACK / n of the range, where n is the mean number of trials of a method.
 So no gap stays wider than (SLACK + 1) / n."""
-FIRST_COVER = 9  # with fewer completed trials, gaps alone decide
+FIRST_COVER = 9  # until so many trials have completed, each new trial fills the widest gap
 SAME = 1e-9  # two positions count as equal if they differ by at most this
-NEIGHBOURS = 5  # the number of completed trials that give the standard deviation at a sparsity
+NEIGHBOURS = 5  # the number of nearest completed trials that give the standard deviation of merits at a sparsity
 CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
 
 

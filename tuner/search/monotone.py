@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-NOISE = 0.003  # the smallest standard deviation of merits, in units of Goal.scale: few trials may be equal by chance
+NOISE = 0.003  # a lower bound of merits' standard deviation, in units of Goal.scale: merits may be equal by chance
 _NORMAL = 1.4826  # the standard deviation of a normal distribution divided by its median absolute deviation
 
 

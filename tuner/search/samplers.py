@@ -71,8 +71,8 @@ def _gp(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> B
 
 
 def _cmaes(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> BaseSampler:
-    # CMA-ES begins at the best trials so far (warm-starting CMA-ES, arXiv 2012.06932), also after a restart and with
-    # trials of another study.
+    # CMA-ES begins at the best trials so far (warm-starting CMA-ES, arXiv 2012.06932). These may be trials of another
+    # study, or of an earlier process.
     return samplers.CmaEsSampler(
         seed=seed,
         independent_sampler=independent,
@@ -122,7 +122,7 @@ SAMPLERS = {
         methods=False,
         own_study=True,
         constraint=False,
-        startup=10,  # the evolution begins at the best tenth of them
+        startup=10,  # CMA-ES begins at the best tenth of the trials, which must be at least one trial
     ),
     "qmc": SamplerKind(
         "quasi-random: covers the space evenly; does not learn from trials",
@@ -285,7 +285,8 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
         return PriorsFirst(kind.learn, priors, kind.startup, fresh, anew=kind.anew)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # QMC needs the same seed again: the study stores the position in the sequence by the seed.
+        # After a restart, QMC needs the same seed: the key under which Optuna stores the position in the sequence
+        # depends on the seed.
         return kind.learn(seed if name == "qmc" else fresh, (), PriorSampler(priors, fresh))
 
 

@@ -98,7 +98,7 @@ def space_for(name: str, goal: Goal) -> Space:
         values = [space.fixed[key] for space in laid_out]
         if all(one == value for one in values):
             fixed[key] = value
-        else:  # a value that depends on the target becomes a range over its values
+        else:  # the value depends on the target, so a range covers the values for all targets
             distributions[key] = FloatDistribution(min(values), max(values))
     if (own := distributions.get(FINAL_SPARSITY)) is not None:
         distributions[FINAL_SPARSITY] = _within(own, *goal.searched)

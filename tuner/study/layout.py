@@ -11,14 +11,14 @@ RESULT_JSON = "result.json"
 JOURNAL = "optuna.journal"
 STUDY_YAML = "study.yaml"
 EPOCHS_CSV = "epochs.csv"
-PACKED_CSV = "packed.csv"  # the user's files that are sent to the workers and saved in MLflow's model
+PACKED_CSV = "packed.csv"  # the names and sizes of the user's files that workers and MLflow's model get
 PARETO_HTML = "pareto.html"
 PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the folder of the networks that would be reported if the study ended now
 BEST = "best"  # the folder of the best network
-REFLECTED = "best-reflected"  # the folder of a network that was trained again for a group
+REFLECTED = "best-reflected"  # the folder of a network that was trained again for a group of two networks
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
-SPREAD = ".spread"  # the suffix of a tensor that is the spread of an averaged tensor over its samples
+SPREAD = ".spread"  # the suffix of a tensor with the standard deviations of averaged weights over training steps
 ORIENTATIONS = "orientations"  # a key in the metadata of a network's file: sparsity.orientation.Orientation in JSON
 PRECISION = "precision"  # a key in the same metadata: sparsity.few_bits.Precision in JSON, if weights have few bits
 

@@ -68,7 +68,7 @@ class TrialRecord:
     value: float | None = None  # the objective's value on the validation data
     sparsity: float | None = None  # zero weights / prunable weights
     sparsity_total: float | None = None  # zero weights / all parameters
-    hoyer: float | None = None  # the mean Hoyer sparsity of the rows on the sphere, which is no fraction of zeros
+    hoyer: float | None = None  # the mean Hoyer sparsity of the prunable layers' rows; not a fraction of zeros
     nonzero_weights: int | None = None
     size_bytes: int | None = None  # the size of the network's packed file; None until the mask is fixed
     macs: int | None = None  # multiply-adds with nonzero weights in one example; None until the mask is fixed
@@ -78,11 +78,12 @@ class TrialRecord:
     epochs: int = 0  # the number of trained epochs
     seconds: float = 0.0  # the trial's wall-clock time
     final_sparsity: float | None = None  # the sparsity at which the trial ends; None before the first rung
-    rungs: dict[int, float] = field(default_factory=dict)  # the value as if at the final sparsity, by the rung's epoch
+    # The keys are the epochs of rungs. A value is measured on a copy of the network, pruned to the final sparsity.
+    rungs: dict[int, float] = field(default_factory=dict)
     ended: float | None = None  # Unix time in seconds
     reason: str = ""  # the reason why the trial failed, in one line
     metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's metrics, by their names in MLflow
-    elapsed: float = 0.0  # the study's seconds, in all its processes, up to the end of the trial
+    elapsed: float = 0.0  # seconds that the study had run when the trial ended, without pauses between processes
     objective: Objective = ACCURACY
 
     @property
