@@ -28,7 +28,7 @@ OWNER = ".owner.json"
 MARK = ".owner"  # a file in the working folder with the token of the last driver that wrote there
 BEAT = 10.0  # seconds between two renewals
 TTL = 40.0  # seconds without a renewal after which the driver counts as dead
-_LOOK = 2.0  # seconds between two checks of another driver's object
+_LOOK = 2.0  # seconds between two checks whether another driver still renews its lease
 _SETTLE = 1.0  # seconds after which the last write of several drivers is visible
 
 

@@ -26,7 +26,8 @@ def working_folder(store: S3Prefix, study: str) -> Path:
     """
     home = os.environ.get(CACHE_VARIABLE)
     base = Path(home) if home else cache_folder()
-    # Each storage has its own folder. In the store, the name of a study may be a prefix of another storage.
+    # The storage becomes one folder name without slashes. If its parts were nested folders, the storage PREFIX/STUDY
+    # would lie inside the working folder of the study STUDY in the storage PREFIX.
     where = quote(f"{store.endpoint.partition('://')[2] or 's3'}/{store.bucket}/{store.prefix}", safe="")
     if len(where) > 150:
         where = f"{where[:100]}-{hashlib.sha256(where.encode()).hexdigest()[:16]}"

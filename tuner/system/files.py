@@ -18,8 +18,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: if the folder cannot be written to. The old file is then unchanged.
     """
-    # The temporary file is in the same folder, because a rename is atomic only within one file system. It is not made
-    # by tempfile, whose files only their owner can read, because a group often shares the disk of its studies.
+    # The temporary file is in the same folder, because a rename is atomic only within one file system. A file from
+    # `tempfile` could be read only by its owner, but a group often shares the disk of its studies.
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("xb") as file:

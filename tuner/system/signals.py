@@ -24,7 +24,7 @@ class Connection(Protocol):
     def heard(self) -> None: ...
 
 
-_LATER = 0.05  # seconds after an interrupt in a finalizer
+_LATER = 0.05  # seconds after which an interrupt that came in a finalizer is sent again
 _depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whether an interrupt waits for their end
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-SENDERS = 4  # simultaneous requests to a server, so that server and network are never idle; a file has one writer
+SENDERS = 4  # requests that are sent to a server at once, so that it is never idle; a database gets one at a time
 _Point = tuple[str, float, int, int]  # a metric's name, value, Unix time in ms, step
 # Errors that another attempt would not avoid.
 LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "PERMISSION_DENIED"}
@@ -248,7 +248,7 @@ class RunWriter:
         send("metrics, parameters and tags", lasting, self.client.log_batch, metrics, params, tags, True)
         if owed.dataset:
             send("the data set", lasting, lambda run: log_dataset(self.client, run, owed.dataset))
-        for file in owed.files:  # a folder keeps its name
+        for file in owed.files:  # MLflow stores a folder as a folder with the same name
             send(f"artifact {Path(file).name}", _local, self.client.log_artifact, str(self.folder / file))
         for what, model in {"the best network": owed.model, "the group of networks": owed.group}.items():
             if model:
@@ -269,7 +269,7 @@ def prepare_sqlite(file: Path) -> None:
     the store in a temporary folder, and moves the complete file to `file`.
     """
     if file.exists():
-        # MLflow would report the same error only after 90 seconds.
+        # If the file cannot be written, MLflow would report this only after 90 seconds.
         with closing(sqlite3.connect(file, timeout=20)) as database:
             database.execute("BEGIN IMMEDIATE")
         return

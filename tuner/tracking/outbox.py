@@ -52,11 +52,11 @@ class Note:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     status: str = ""  # a status of MLflow
-    files: list[str] = field(default_factory=list)  # artifacts, relative to the study's folder; a folder keeps its name
+    files: list[str] = field(default_factory=list)  # artifacts: files and folders, relative to the study's folder
     dataset: dict[str, Any] = field(default_factory=dict)  # the result of dataset_note
     model: dict[str, Any] = field(default_factory=dict)  # the result of model_note for the best network
     group: dict[str, Any] = field(default_factory=dict)  # the result of model_note for a group of two networks
-    begin: str = ""  # the session of a driver that begins to append
+    begin: str = ""  # the random id of a driver's session, in the driver's first note
 
     def line(self) -> str:
         said = {name: value for name, value in asdict(self).items() if value or name == "run"}
@@ -195,7 +195,6 @@ class Outbox:
         last = self._last.get(run, {})
         numbers = ((_key(name), _number(value)) for name, value in metrics.items())
         found = {name: value for name, value in numbers if value is not None}
-        # repr, because NaN does not equal NaN
         return {k: v for k, v in found.items() if k not in last or _later((step, v), last[k])}
 
     def _remember(self, note: Note) -> None:
@@ -204,7 +203,7 @@ class Outbox:
             (self.pareto.add if note.tags["pareto"] == "true" else self.pareto.discard)(note.run)
         if note.status:
             self.statuses[note.run] = note.status
-        if note.status in ENDED and note.run != PARENT:  # only tags can follow, and a large study would fill the memory
+        if note.status in ENDED and note.run != PARENT:  # to save memory, forget the values: only tags can follow
             self._params.pop(note.run, None)
             self._last.pop(note.run, None)
             return
@@ -266,6 +265,7 @@ def _write(handle: int, text: str) -> None:
 def _later(new: tuple[int, float], known: tuple[int, float]) -> bool:
     """Return whether a point (step, value) of a metric is new. It is new if its step is higher, or if its value differs
     at the same step."""
+    # The texts are compared, because NaN does not equal NaN.
     return new[0] > known[0] or (new[0] == known[0] and repr(new[1]) != repr(known[1]))
 
 

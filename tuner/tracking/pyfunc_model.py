@@ -94,7 +94,7 @@ def load(experiment: Experiment, folder: Path) -> Served:
         answer = _answer(experiment, folder)
     else:
         answer = Cascade(_answer(experiment, folder / SMALL), _answer(experiment, folder / LARGE), theta)
-    return Served(answer, served.get("inputs", ""))  # earlier versions had no nests
+    return Served(answer, served.get("inputs", ""))  # models of earlier versions have no nested inputs
 
 
 def _answer(experiment: Experiment, folder: Path) -> Answer:

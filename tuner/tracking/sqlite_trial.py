@@ -59,7 +59,7 @@ def main(folder: str) -> None:
     wrong = ""
     try:
         _keep_a_run(Path(folder) / "mlflow.db")
-    except Exception as error:  # any error would stop a study's record, too
+    except Exception as error:  # with any of MLflow's errors, a study would not be recorded
         wrong = one_line(error)
         print(wrong)
     sys.stdout.flush()

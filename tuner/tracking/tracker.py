@@ -317,7 +317,7 @@ class Tracker:
         try:
             with self._noting:
                 self._outbox.note(run, **what)
-        except OSError as error:  # for example a full disk, which must not end the search because of its record
+        except OSError as error:  # for example, the disk is full: the search goes on without a complete record
             self._lost = f"{self._outbox.file} could not be written: {error.strerror}; not all runs are fully recorded"
 
     def _arrived(self, wanted: int) -> bool:

@@ -45,7 +45,8 @@ def main(kind: str) -> None:
     gc.set_threshold(100_000, 50, 100)  # garbage collection would take a quarter of MLflow's import time
     own_environment()
     with suppress(OSError, ValueError):
-        # As Ray's workers: with a lower priority, most notes would have to wait for the end of the trials.
+        # This process has the same priority as Ray's workers. If its priority were lower, most notes would have to wait
+        # until the trials have ended.
         os.nice(int(os.environ.get(NICENESS, "15")))
     with suppress(Exception):  # `serve` tries again and reports the error
         _load(kind)

@@ -114,7 +114,7 @@ def read(place: Place, name: str) -> Any:
     if match is None or hashlib.sha256(content).hexdigest() != match[3]:
         raise Damaged(f"{name} has changed since it was written")
     try:
-        tensors = load(content)  # checks the header, which is read once more for the text in it
+        tensors = load(content)  # checks the header, but does not return its metadata
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return _decoded(json.loads(header["__metadata__"][_STATE]), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:  # the bytes are unchanged, but not a checkpoint
@@ -203,7 +203,7 @@ class Writer:
         start = time.monotonic()
         try:
             packed = pack(state)
-        except TypeError:  # the user's network: a lost trial starts again from its first epoch
+        except TypeError:  # the user's network has state of another type: a lost trial starts at its first epoch
             self._next = float("inf")
             return
         self._next = float("inf")  # the thread sets it when the duration of the write is known

@@ -111,7 +111,7 @@ class Rank:
 
 
 def _joined(rank: int, plan: RankPlan, store: TCPStore, address: str) -> Ranks:
-    if address == _LOOPBACK:  # with a Ray of this machine alone, Gloo and NCCL must not listen on other interfaces
+    if address == _LOOPBACK:  # Ray runs only on this machine, so Gloo and NCCL must not listen on other interfaces
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     return Ranks(rank, plan.size, store, plan.device)

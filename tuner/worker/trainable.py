@@ -43,7 +43,7 @@ from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, precision_of, spiking_cost
 
-TOGETHER = 0.25  # seconds of training for one report, or less before a rung: a report takes milliseconds
+TOGETHER = 0.25  # seconds between two reports, at least, except at rungs and at the end: a report takes milliseconds
 
 
 def make_quick() -> None:
@@ -72,7 +72,7 @@ class TrialSetup:
     rungs: tuple[int, ...] = ()  # the epochs after which early stopping judges a trial
     loads: bool = False  # whether workers load the data themselves
     limit: ByteLimit | None = None  # the limit of the network's packed file
-    spread: bool = False  # whether an average of weights also measures the spread of its samples
+    spread: bool = False  # whether the standard deviations of averaged weights over training steps are measured
     uses: Uses | None = None  # how often the network uses each weight in one example; None if unknown
     ranks: RankPlan | None = None  # the processes of a trial; None: one process trains a trial
 
