@@ -16,8 +16,6 @@ from tune_sparsity.experiments.examples import length, mapped
 from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 
-_TOLERANCE = {torch.bfloat16: 5e-2}  # of the largest output: sums in another order round differently
-_MS_SECONDS = 0.2  # how long each form of a network is timed
 Key = TypeVar("Key", str, int)
 
 
