@@ -55,7 +55,9 @@ def test_the_surrogate_finds_what_the_table_holds() -> None:
     held = found.held_out()
     assert held.rows == 360
     assert held.rank > 0.9
-    assert 0.5 < held.seeds / (0.05 * (1 - BEST)) < 3  # the better half has somewhat more than 2 % errors
+    # Noise of 0.05 in the logarithm of an error is a deviation of 0.05 times the error. The errors of the better half
+    # are 2 % or somewhat more.
+    assert 0.5 < held.seeds / (0.05 * (1 - BEST)) < 3
     assert held.rmse < 0.02
     assert found.epoch_seconds == 2.0
     params = point("lpss", 5)

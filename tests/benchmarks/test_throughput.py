@@ -27,7 +27,8 @@ def test_parts_of_either_side_sum_to_its_wall_clock() -> None:
     seconds = StudySeconds(total=40.0, startup=10.0, training=20.0, sampling=1.0, tracking=2.0, finishing=3.0).to_dict()
     shares = {"data": 0.1, "forward and backward": 0.5, "optimizer": 0.3, "topology": 0.02, "validation": 0.08}
     ours = our_split(seconds, wall=41.0, parts=shares)
-    assert ours["start-up"] == 11.0  # with what passed before the command could look at a clock, and after
+    # One second of the wall clock lies before the command's first look at a clock, or after its last one.
+    assert ours["start-up"] == 11.0
     for split, wall in ((user, 100.0), (ours, 41.0)):
         assert tuple(split) == PARTS
         assert sum(split.values()) == pytest.approx(wall)

@@ -19,7 +19,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no chromium: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: make install")
     with sync_api.sync_playwright() as playwright:
-        # Its sandbox refuses to run as root, as which continuous integration does.
+        # Chromium's sandbox refuses to run as root, and continuous integration runs as root.
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
         opened = playwright.chromium.launch(executable_path=chromium, args=options)
         yield opened

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 class Served:
     """MLflow's server over a study's store, as `tune-sparsity ui` started it."""
 
-    address: str  # that the command printed: of the study's parent run
+    address: str  # of the parent run's page, as the command prints it
     host: str
     result: dict[str, Any]
     folder: Path
@@ -149,7 +149,7 @@ def test_a_page_is_rendered_without_asking_any_host(
     page.wait_for_timeout(500)
     opened.kept(f"{path.stem}-{width}", whole=True)
     assert errors == []
-    assert opened.hosts() == {""}  # a file's
+    assert opened.hosts() == {""}  # the address of a file has no host
     assert opened.asked == [path.as_uri()]
     assert plots.count() == (1 if name == "pareto.html" else path.read_text().count('class="plotly-graph-div"'))
     for i in range(plots.count()):

@@ -42,7 +42,7 @@ def test_a_page_opens_without_asking_any_host_and_fits_the_window(
     page.goto((site / f"{name}.html").as_uri())
     opened.kept(f"site-{Path(name).name}-{width}")
     assert page.locator("h1").count() == 1
-    assert opened.hosts() == {""}  # a file's
+    assert opened.hosts() == {""}  # the address of a file has no host
     assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
 
 

@@ -219,7 +219,7 @@ def test_a_node_that_dies_in_mid_study_costs_no_finished_trial(nodes: TwoNodes) 
     assert process.returncode == 0, stderr
     states = json.loads(stdout)["states"]
     assert sum(states.values()) == trials
-    assert states["failed"] == 0  # what the node was at, or was about to begin, another one did
+    assert states["failed"] == 0  # the head node ran the trials of the dead node again
     after = finished(study)
     assert len(kept) >= 2
     assert {number: after[number] for number in kept} == kept

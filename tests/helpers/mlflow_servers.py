@@ -66,7 +66,7 @@ class Server:
 
     def kill(self) -> None:
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # it and its workers: a session of its own
+            os.killpg(self._process.pid, signal.SIGKILL)  # the server and its workers are one process group
             self._process.wait()
             self._process = None
 

@@ -51,7 +51,8 @@ def _copy(source: Path, target: Path, old: re.Pattern[str]) -> None:
                 _copy(entry, target / entry.name, old)
         elif entry.suffix == ".py":
             text = entry.read_text(encoding="utf-8")
-            new = text if entry.stem.endswith("_pb2") else old.sub(r"\1_", text)  # messages have names of their own
+            # The names in these generated modules belong to protobuf's messages, not to Ray's Python code.
+            new = text if entry.stem.endswith("_pb2") else old.sub(r"\1_", text)
             path = target / (old.sub(r"\1_", entry.stem) + ".py")
             if new == text and path.name == entry.name:
                 path.symlink_to(entry)

@@ -59,7 +59,7 @@ class S3Server:
                 start_new_session=True,
             )
         if before:
-            return  # not to be reached from here
+            return  # the server may run in a network namespace that this process cannot reach
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

@@ -87,7 +87,7 @@ def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(
 def test_a_damaged_mark_is_taken_for_a_driver_that_may_live(store: S3Prefix, tmp_path: Path, clock: Clock) -> None:
     store.write(OWNER, b"not JSON")
     Lease(store, tmp_path).take()
-    assert lease.TTL <= clock.now - lease._SETTLE < lease.TTL + lease._LOOK  # it was waited for
+    assert lease.TTL <= clock.now - lease._SETTLE < lease.TTL + lease._LOOK  # take() waited until the lease had expired
 
 
 @pytest.mark.usefixtures("clock")

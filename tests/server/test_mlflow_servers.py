@@ -97,7 +97,7 @@ def test_a_server_has_what_a_file_would(server: Server, tmp_path: Path) -> None:
     assert one.problems == []
     check_whole_study(server.uri, one.run_id)
     where = client(server.uri).get_run(one.run_id).info.artifact_uri
-    assert where.startswith("mlflow-artifacts:")  # the server's own, which it hands out
+    assert where.startswith("mlflow-artifacts:")  # the server itself stores the files and hands them out
 
 
 def test_credentials_are_those_in_mlflows_variables(
@@ -142,8 +142,8 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(
         one.start_trial(record(1))
         told.set()
         assert not one.flush(120)
-        assert in_time  # the server was looked for
-        assert all(in_time)  # nobody waited for it: all was told before anyone connected
+        assert in_time  # the writer tried to connect to the server
+        assert all(in_time)  # the calls above had returned before any connection: they do not wait for the server
     finally:
         server.start()
     one.end_trial(record(1, TrialState.FAILED, reason="loss is NaN"))
@@ -174,9 +174,9 @@ def test_what_a_server_that_died_did_not_get_is_sent_later(
     assert main(send) == 0
     assert one.run_id is not None
     check_whole_study(server.uri, one.run_id)
-    assert main(send) == 0  # again changes nothing
+    assert main(send) == 0  # sending a second time changes nothing
     check_whole_study(server.uri, one.run_id)
-    # Another store, which has nothing of it, gets everything.
+    # Another store has nothing of the study, and gets everything.
     other = f"sqlite:///{tmp_path}/other.db"
     assert main([*send, "--tracking-uri", other]) == 0
     run_id = capsys.readouterr().err.split("run ")[-1].strip()
@@ -190,7 +190,7 @@ def test_a_store_that_came_back_empty_gets_everything(tmp_path: Path) -> None:
     one = InThread(lost, IDENTITY, folder)
     whole_study(one, folder)
     sent = folder / "tracking" / "sent.json"
-    sent.write_text(sent.read_text().replace(lost, uri))  # as if the new one had the address of the lost one
+    sent.write_text(sent.read_text().replace(lost, uri))  # as if the new store had the address of the lost store
     one._outbox.note("t0000", tags={"late": "yes"})
     delivered, missing = deliver(folder, uri)
     assert missing == ""

@@ -104,7 +104,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patched:
         for name, value in made.environment.items():  # for what runs in this process
             patched.setenv(name, value)
-        patched.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("copies")))  # of studies, until pytest ends
+        # Commands in this process leave copies of studies here until pytest ends.
+        patched.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("copies")))
         yield made
     server.kill()
 
@@ -273,6 +274,7 @@ def test_doctor_looks_at_the_store(
     assert f"ok   storage: this machine can write to {STORAGE}" in well.stdout
     assert f"ok   shared storage: {STORAGE} is reached from all nodes" in well.stdout
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    away = bench.tell(capsys, "doctor", "--storage", STORAGE, "--address", "127.0.0.1:9")  # no Ray, which takes time
+    # With --address, doctor does not start a Ray of its own, which would take seconds.
+    away = bench.tell(capsys, "doctor", "--storage", STORAGE, "--address", "127.0.0.1:9")
     assert away.code == 1
     assert "fix  storage: --storage s3://studies/team/a: nothing answers at http://127.0.0.1:9" in away.stdout

@@ -27,7 +27,8 @@ WEIGHT_NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 _OF_ONE_WEIGHT = ("linear", "convolution", "convolution, 2d", "grouped convolution", "transposed convolution")
 CHANGES = {
     **dict.fromkeys(("none", "frozen", "twice", "unused", "in float64"), tuple(LAYERS)),
-    "dense by a rule": tuple(kind for kind in LAYERS if kind != "parameter list"),  # which may have no matrix
+    # In a parameter list of width 1, no parameter is a matrix, and a rule that fits no weight is an error.
+    "dense by a rule": tuple(kind for kind in LAYERS if kind != "parameter list"),
     "frozen but named": ("linear",),
     **dict.fromkeys(WEIGHT_NORMS, _OF_ONE_WEIGHT),
 }

@@ -94,7 +94,7 @@ def _grouped_transposed_conv(a: int, b: int) -> Made:
 
 
 def _lstm(a: int, b: int) -> Made:
-    h = b + 1  # the first layer has inputs of a numbers, the second of b; both pass on b
+    h = b + 1  # both layers have outputs of size b; the first has inputs of size a, the second of size b
     return Through(nn.LSTM(a, h, 2, proj_size=b, batch_first=True), first_result), 4 * h * (a + 3 * b) + 2 * b * h
 
 

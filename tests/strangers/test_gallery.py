@@ -56,7 +56,7 @@ def train(stranger: Stranger, model: nn.Module, sparse: SparseTraining, steps: i
     x = stranger.batch()
     model.train()
     for _ in range(steps):
-        torch.manual_seed(sparse.steps)  # of dropout
+        torch.manual_seed(sparse.steps)  # for dropout
         sparse.zero_grad()
         (model(x).float() - 1).square().mean().backward()
         sparse.step()
@@ -145,7 +145,7 @@ def test_a_network_computes_what_it_did_before_any_mask(name: str, method: str) 
     sparse.step()  # which writes all weights anew, and hardly moves them
     rounding = 100 if next(model.parameters()).dtype == torch.bfloat16 else 1
     moved = (outputs(stranger, model).double() - before).abs().max()
-    assert moved <= 1e-4 * rounding * before.abs().max() + 1e-9  # since the rates are not zero
+    assert moved <= 1e-4 * rounding * before.abs().max() + 1e-9  # the rates are tiny but not zero
     assert same(dict(model.named_buffers()), dict(given.named_buffers()))
 
 

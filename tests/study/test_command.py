@@ -139,7 +139,8 @@ def test_the_default_study_writes_what_the_contract_names(digits_study: Ran) -> 
     assert result["mlflow"]["experiment_id"]
     rows = trials_of(folder)
     assert [int(row["number"]) for row in rows] == list(range(32))
-    assert float(rows[2]["p"]) == pytest.approx(1.104, abs=1e-3)  # the theory's, last of the first points
+    # The last of the three first points has the p that theory suggests for the target.
+    assert float(rows[2]["p"]) == pytest.approx(1.104, abs=1e-3)
 
 
 BUDGET = """

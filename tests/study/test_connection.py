@@ -71,13 +71,13 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert bool(found["before"]) is (begun == "ahead")  # else nothing is started before somebody waits
+    assert bool(found["before"]) is (begun == "ahead")  # begun late, Ray starts only in wait()
     assert {pid for _, pid, _, _ in found["facts"]} <= set(found["idle"])  # in the processes that were there
     assert len({pid for _, pid, _, _ in found["facts"]}) == 2
-    assert len({parent for _, _, _, parent in found["facts"]}) == 1  # copies of one
+    assert len({parent for _, _, _, parent in found["facts"]}) == 1  # both are forks of one process
     assert [(had, threads) for had, _, threads, _ in found["facts"]] == [(True, "1")] * 2
     had, pid, _, parent = found["another"]
-    assert (had, parent) == (True, found["facts"][0][3])  # a copy too: torch and Ray are not loaded again
+    assert (had, parent) == (True, found["facts"][0][3])  # also a fork: torch and Ray are not loaded again
     assert pid not in found["idle"]
     servers = [command for command in found["started"] if command and command[0].endswith(("/gcs_server", "/raylet"))]
     assert len(servers) == 2
@@ -123,7 +123,8 @@ print(node.returncode)
 def test_what_turns_out_not_to_be_needed_ends_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == -signal.SIGKILL  # and not asked to end, which it does when its workers have loaded
+    # A process that starts Ray reads a request to end only when Ray has started, so it is killed instead.
+    assert int(done.stdout) == -signal.SIGKILL
 
 
 def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:

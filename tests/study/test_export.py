@@ -92,11 +92,11 @@ def test_every_format_is_the_network_and_no_larger_than_without_zeros(
         assert read.keys() == plain.keys()
         assert all(torch.equal(read[name], plain[name]) for name in plain)
         assert all(read[name].dtype == plain[name].dtype for name in plain)
-    # The same network without a zero, in the same format: in CSR nothing of it would gain, and it stays dense.
+    # The same network without zeros. CSR would keep all its tensors dense, and an ONNX file has a graph besides.
     full = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in plain.items()}
     dense = tmp_path / "dense"
     (torch.save if kind == "torch" else save_file)(full, dense)
-    graph = 1_500 if kind == "onnx" else 300  # ten nodes, or a header's names
+    graph = 1_500 if kind == "onnx" else 300  # bytes, for the ten nodes of the graph or for names in a header
     assert path.stat().st_size <= dense.stat().st_size + graph
 
 

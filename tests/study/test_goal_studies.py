@@ -105,7 +105,8 @@ def test_a_front_ends_when_patience_does_and_goes_on_with_more(experiment_file: 
         assert zeros_in(folder) / WEIGHTS == one["sparsity"]
         assert described(folder)["metrics"]["test_accuracy"] == one["test_accuracy"]
 
-    again = run_command(["resume", "front", "--json"], tmp_path)  # still without patience: nothing more is run
+    # The study has ended for lack of gain, and its patience is the same: resume runs no trial.
+    again = run_command(["resume", "front", "--json"], tmp_path)
     assert (again.code, len(trials_of(study))) == (0, len(rows)), again.stderr
     assert again.result()["front"] == result["front"]
     more = run_command(["resume", "front", "--patience", "8", "--json"], tmp_path)

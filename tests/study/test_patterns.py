@@ -54,7 +54,7 @@ def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytes
     shapes = {tuple(one.dims) for one in onnx.load(document["file"]).graph.initializer}
     neurons = int(first.any(1).sum())
     assert {(neurons, 12), (3, neurons)} <= shapes or {(12, neurons), (neurons, 3)} <= shapes
-    assert document["largest_difference"] < 1e-4  # of outputs of about 10
+    assert document["largest_difference"] < 1e-4  # the outputs are about 10
     assert main(["report", "pattern", "--storage", str(storage)]) == 0
     assert "neurons removed" in (folder / "report.html").read_text()
     capsys.readouterr()

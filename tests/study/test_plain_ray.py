@@ -50,7 +50,7 @@ def environment(home: Path, ray: Path | None = None) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     paths = [str(ray)] if ray else []
     path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-    # Workers load here, which on a busy machine takes minutes at the low priority that Ray gives them.
+    # At the low priority that Ray gives to workers, their imports take minutes on a busy machine.
     return {"HOME": str(home), "PYTHONPATH": path, "RAY_worker_niceness": "0"}
 
 
@@ -71,7 +71,7 @@ def started(how: str, home: Path, ray: Path | None = None) -> dict[str, Any]:
 
 def check(found: dict[str, Any], plain: bool) -> None:
     assert found["found"] == 42
-    assert found["servers"] == ["gcs_server", "raylet"]  # one Ray: what another try had started is gone
+    assert found["servers"] == ["gcs_server", "raylet"]  # one Ray: the servers of a failed start are gone
     assert found["listening"] == ["127.0.0.1"]
     assert found["mode"] == "token"
     assert bool(found["agents"]) is plain  # a plain Ray has them

@@ -79,8 +79,8 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     assert {epochs for _, state, epochs, _ in records if state == "completed"} == {6}
     assert {epochs for _, state, epochs, _ in records if state == "pruned"} <= {1, 4}
     assert not (tmp_path / "s" / ".ray").exists()
-    assert not mlflow_loaded  # by the driver: it takes seconds, and a process beside it has it
-    assert processes == 2  # those that Ray started at once, and that loaded torch while the command did
+    assert not mlflow_loaded  # the driver does not load MLflow, which takes seconds: a separate process does
+    assert processes == 2  # Ray started both at once, and they loaded torch while the driver prepared the study
     # Two processes ran all trials; the driver, which builds the best network again, is a third.
     assert len(set(pids.read_text().split())) <= 3
 

@@ -97,7 +97,8 @@ def test_workers_train_and_mlflow_serves_it(name: str, own: Path) -> None:
     test = found.load(own).test.first(41)
     inputs = {key: tensor.numpy() for key, tensor in named(test.x).items()}
     mlflow.set_tracking_uri(f"sqlite:///{own}/mlflow.db")
-    assert main(["send", ran.result()["study"], "--storage", str(own / "studies")]) == 0  # what a busy machine left
+    # On a busy machine, the study may end before everything is in MLflow.
+    assert main(["send", ran.result()["study"], "--storage", str(own / "studies")]) == 0
     records = [record.experiment_id for record in mlflow.search_experiments()]
     (model,) = mlflow.search_logged_models(experiment_ids=records, output_format="list")
     served = mlflow.pyfunc.load_model(f"models:/{model.model_id}")

@@ -76,6 +76,6 @@ def test_a_search_by_auroc_picks_another_trial_than_accuracy_would(tmp_path: Pat
         rows = csv.DictReader((folder / "trials.csv").open())
         values[metric] = {float(row["lr"]): float(row[f"val_{metric}"]) for row in rows}
     assert best == {"accuracy": 0.000001, "auroc": 0.05}
-    assert values["accuracy"][0.000001] == 0.9  # what a network gets that knows class 0 alone
+    assert values["accuracy"][0.000001] == 0.9  # the accuracy of a network that always answers class 0
     assert values["accuracy"][0.05] < 0.85
     assert values["auroc"][0.05] > values["auroc"][0.000001] + 0.1

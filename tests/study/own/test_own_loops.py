@@ -195,11 +195,11 @@ def test_a_loop_that_fails_later_fails_its_trials_with_the_reason(name: str, rea
 
 @pytest.mark.long
 def test_a_loop_that_swallows_the_stop_costs_the_others_nothing(file: Path) -> None:
-    # One trial at a time, or which are stopped early would be up to the clock.
+    # With several trials at a time, it would depend on timing which trials are stopped early.
     own = ["--experiment", "loops.py:goes_on", "--target", "0.8", "--trials", "9", "--concurrency", "1"]
     ran = run_command([*own, "--study", "g", "--json"], file.parent)
     assert ran.code == 0, ran.stderr
-    assert ran.result()["study"] == "g"  # what a loop prints is no part of it
+    assert ran.result()["study"] == "g"  # standard output has only the result: no text that a loop prints
     assert "a loop's own words" in ran.stderr
     states = [row["state"] for row in rows(file.parent / "studies" / "g")]
     assert len(states) == 9

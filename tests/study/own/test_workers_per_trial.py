@@ -108,7 +108,7 @@ def test_a_study_of_two_workers_a_trial_leaves_the_same_files(own: Path, both: t
     assert best["sparsity"] >= 0.5
     assert best["test_accuracy"] == pytest.approx(alone["best"]["test_accuracy"], abs=0.02)
     assert len(trials(own, "both")) == 4
-    # Two processes served all trials, and the final seeds; the driver builds the best network again.
+    # Two processes trained all trials and the final seed. Each may have had rank 1: its line then ends with 1.
     assert len({line for line in lines if line.endswith(" 1")}) <= 2, lines
 
 

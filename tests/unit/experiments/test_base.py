@@ -131,7 +131,7 @@ def test_outputs_of_nan_are_no_answers(bad: float) -> None:
     assert 0 < many < 40
     experiment = Experiment("broken", unusable, Broken, Recipe(1, 1))
     for batch in (7, 40):
-        if bad == torch.inf:  # a class that is certain, or excluded
+        if bad == torch.inf:  # infinite outputs are allowed: a class may be certain, or impossible
             assert 0 <= evaluate(experiment, Broken(), split, batch) <= 1
             continue
         with pytest.raises(NotFinite, match=f"outputs are NaN for {many} of 40 examples"):

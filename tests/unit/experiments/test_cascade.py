@@ -48,7 +48,7 @@ def test_the_large_network_sees_what_is_passed_on_alone(networks: tuple[nn.Modul
     assert torch.equal(outputs[unsure], large(x[unsure]))
     assert torch.equal(outputs[~unsure], small(x)[~unsure])
     Cascade(small, watched, 0.0)(x)
-    assert len(seen) == 1  # it is not even asked
+    assert len(seen) == 1  # the large network was not called again
 
 
 @torch.no_grad()

@@ -250,7 +250,7 @@ def test_two_ranks_train_what_one_process_does(name: str, both: list[dict[str, A
     assert first["losses"] == pytest.approx(alone["losses"], rel=1e-10)
     trained, expected = first["state"]["model"], alone["state"]["model"]
     for key, tensor in expected.items():
-        if key != "seen":  # of a rank's own examples
+        if key != "seen":  # this buffer counts only the examples of one rank
             torch.testing.assert_close(trained[key], tensor, rtol=1e-8, atol=1e-10)
 
 

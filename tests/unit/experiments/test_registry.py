@@ -63,7 +63,7 @@ def test_built_in(name: str) -> None:
         ("fashion-mnist-wrn", 50, 256),
         ("cifar10", 250, 256),
         ("tiny-imagenet", 250, 256),
-        ("uci-dna", 40, None),  # no batch size was published for the tables
+        ("uci-dna", 40, None),  # no batch size was published for the UCI data sets
         ("uci-mushroom", 20, None),
         ("uci-climate", 20, None),
     ],

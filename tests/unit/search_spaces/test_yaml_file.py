@@ -69,7 +69,7 @@ def test_values_come_with_the_lines_of_their_keys(file: Path) -> None:
         ("parameters", "final_sparsity", "high"): 8,
         ("first", 0): 10,
         ("first", 1, "p"): 11,
-        ("first", 1, "lr"): 11,  # not there: the point it is missing from
+        ("first", 1, "lr"): 11,  # lr is missing: the line of the point without it
         ("nothing", "of", "that", "kind"): 2,
     }
     for place, line in places.items():

@@ -97,7 +97,8 @@ def test_computed_weights_stay_dense_and_say_so(computed: Callable[[nn.Module], 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for rules in (LayerRules(dense=("0.weight",)), LayerRules(off_sphere=("0.*", "2.*"))):
         assert [layer.name for layer in prunable_layers(model, rules)] == ["1.weight", "2.weight"]
-    for layer in (model[0], computed(nn.Linear(4, 2))):  # the last layer is the last one, and others stay on the sphere
+    # A computed last layer is still the last layer: the layer before it stays on the sphere.
+    for layer in (model[0], computed(nn.Linear(4, 2))):
         assert on_sphere(nn.Sequential(nn.Linear(3, 4), layer)) == {"0.weight": True}
 
 

@@ -28,9 +28,9 @@ def tensors(scores: list[list[float]]) -> list[Tensor]:
     ("sparsity", "weights", "zeros"),
     [
         (0.9, 1000, 900),
-        (0.7, 10, 7),  # 0.7 * 10 is 7.000000000000001 when taken digit by digit of the binary number
+        (0.7, 10, 7),
         (0.1, 30, 3),
-        (0.55, 100, 55),
+        (0.55, 100, 55),  # in floating point, 0.55 * 100 is 55.00000000000001
         (0.98, 266200, 260876),
         (0.95, 266200, 252890),
         (0.99, 101, 100),  # 99.99 zeros would be enough: 99 are not

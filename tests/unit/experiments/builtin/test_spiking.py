@@ -31,7 +31,7 @@ def check(ours: Data, flat: Data, steps: int, examples: int, features: Callable[
 def test_digits_come_row_by_row() -> None:
     data = load_digits()
     check(data, digits.load(), 8, 1257, lambda row: row)
-    # Digits stand upright: their outer columns are empty, which no row is in all of them.
+    # The outer columns of digits are empty, but hardly any row is: so a step is a row, not a column.
     dark = data.train.x.min()
     assert (data.train.x[:, :, 0] == dark).float().mean() > 0.95
     assert (data.train.x == dark).all(2).float().mean() < 0.01

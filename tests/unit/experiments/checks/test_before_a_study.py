@@ -27,7 +27,7 @@ def test_a_study_looks_at_every_number_of_the_data(split: str, part: str, bad: f
     experiment = replace(SOUND, loss=loss, prepare=Tensor.float)
     assert first_fault(experiment, data) is None
     tensor = getattr(getattr(data, split), part).clone()
-    tensor[7 if part == "x" else 0] = bad  # of which the former is not pushed through the network
+    tensor[7 if part == "x" else 0] = bad  # example 7 is not among the four that go through the network
     fault = first_fault(experiment, replace(data, **{split: getattr(data, split)._replace(**{part: tensor})}))
     assert fault is not None
     assert fault.check == "values"

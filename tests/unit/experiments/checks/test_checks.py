@@ -147,7 +147,7 @@ NAN[3, 2] = torch.nan
 REPEATED = Split(DATA.train.x[:10].repeat(6, 1), DATA.train.y[:10].repeat(6))
 ORDER = Generator().manual_seed(9)
 
-# name -> experiment, the check that must find it, what it must say. Nothing else may fail but what is named last.
+# name -> experiment, the check that must fail, a part of its text. Other checks may fail only if FOLLOWS names them.
 BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "a network for a function": (replace(SOUND, model=ONE), "experiment", "function that makes one"),
     "a text for a loss": (replace(SOUND, loss="mse"), "experiment", "its loss is a str"),
@@ -235,7 +235,7 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "a counter": (with_forward(counts_calls), "resumption", "register_buffer"),
     "luck outside the state": (with_forward(lambda m, x: m.net(x * (1 + m.luck))), "export", "register_buffer"),
 }  # fmt: skip
-FOLLOWS = {  # what else is wrong with some of them
+FOLLOWS = {  # other checks that fail for some of these experiments
     "layers in a list": {"export"},
 }
 
@@ -312,7 +312,7 @@ def test_what_is_suspect_is_a_warning(name: str) -> None:
 
 def test_every_check_has_a_broken_experiment() -> None:
     caught = {check for _, check, _ in (*BROKEN.values(), *SUSPECT.values())}
-    in_a_file = {"files"}  # is looked at where an experiment was found in a file: see the tests of the command
+    in_a_file = {"files"}  # works only on experiments from a file; the tests of the command `check` cover it
     assert caught | in_a_file == {check.name for check in CHECKS}
 
 

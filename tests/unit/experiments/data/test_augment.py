@@ -22,7 +22,7 @@ def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-# ---- the three, given what was drawn
+# ---- crop, flip and cutout, with given random numbers
 
 
 @given(st.data(), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.booleans())

@@ -35,13 +35,13 @@ def test_potentials_and_spikes_are_those_of_leaky(km: float) -> None:
     wanted = torch.stack(sent, 1)
     assert 0.1 < wanted.mean() < 0.6
     assert torch.equal(spikes, wanted)
-    assert torch.equal(traces, wanted)  # with ks = 1 a trace is its spikes
+    assert torch.equal(traces, wanted)  # synapse is 1: a trace is wholly new in each step
     weights = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
     (spikes * weights).sum().backward()
     (wanted * weights).sum().backward()
     assert ours.grad is not None
     assert theirs.grad is not None
-    # Its spikes are float32, and so are their gradients.
+    # The spikes of snntorch are float32, and so are their gradients.
     assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
     assert leak.grad is not None
     assert torch.allclose(leak.grad, -leaky.beta.grad, rtol=1e-5, atol=1e-5)

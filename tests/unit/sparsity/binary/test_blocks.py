@@ -124,7 +124,7 @@ def test_a_block_in_parts_is_the_block_as_a_whole(
     torch.testing.assert_close(x.grad, by_input)
     torch.testing.assert_close(block.bias.grad, through.sum((0, 2)))
     assert block.weight.grad is not None
-    certain = by_weight.abs() > 1e-4  # of a sum that is about 0, rounding decides
+    certain = by_weight.abs() > 1e-4  # if a sum is about 0, rounding decides its sign
     assert torch.equal(block.weight.grad.float()[certain], by_weight.sign()[certain])
     assert certain.float().mean() > 0.9
 

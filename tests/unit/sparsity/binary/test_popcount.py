@@ -44,7 +44,7 @@ def test_counts_are_the_products_of_every_width(fan_in: int) -> None:
             expected = one(x)
             assert torch.equal(counted(x), expected)
             assert torch.equal(counted(to_words(x >= 0)), expected)
-        counted.packs = True  # the last one's outputs are signs
+        counted.packs = True  # the last kind is sign: only signs can be packed
         assert torch.equal(counted(x), to_words(expected >= 0))
 
 

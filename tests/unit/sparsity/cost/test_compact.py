@@ -85,7 +85,8 @@ def test_each_form_of_a_small_matrix() -> None:
     ("used", "most"),
     [
         (range(500), 1),  # all
-        (range(32), 6),  # the number of runs, the two k, two quotients, two remainders
+        # A byte for the number of runs, a byte for the two Rice parameters k, then two quotients and two remainders.
+        (range(32), 6),
         (range(100, 356), 6),
         (scattered(32), 1.15 * entropy(32) + 3),
         (scattered(160), 1.15 * entropy(160) + 3),

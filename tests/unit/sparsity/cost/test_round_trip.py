@@ -134,7 +134,8 @@ def test_index_is_near_the_entropy(shape: tuple[int, ...], sparsity: float) -> N
     ways = (math.lgamma(n + 1) - math.lgamma(z + 1) - math.lgamma(n - z + 1)) / math.log(2)
     index = torch.randperm(n, generator=Generator().manual_seed(1))[:z].sort().values.numpy()
     bits = flat_form(index, n, 32).bits
-    assert ways <= bits <= 1.05 * ways + 40  # an index ends with whole bytes, and says how many it has
+    # The 40 bits are for the number of values and for unused bits in the last bytes.
+    assert ways <= bits <= 1.05 * ways + 40
 
 
 @given(st.integers(1, 6), st.sampled_from([32, 8, 4]), st.integers(0, 2**31))

@@ -120,7 +120,8 @@ def test_biases_of_rows_without_a_weight_are_zero_and_no_other_is(name: str) -> 
     train(model, sparse, 55, STEPS)
     for layer in range(2):
         assert torch.equal(model[2 * layer].bias != 0, (model[2 * layer].weight != 0).any(1))
-    assert (model[4].bias != before).all()  # those are outputs, whatever their rows have
+    # Biases of the last layer are never set to zero, because they are outputs of the network, also without any weight.
+    assert (model[4].bias != before).all()
 
     names, state = {"0.weight", "2.weight", "4.weight"}, model.state_dict()
     layers = prunable_layers(model, sphere=False)
@@ -141,7 +142,8 @@ def test_what_is_rounded_to_float16_goes_on_from_its_exact_values() -> None:
         bias.grad = torch.ones(1)
         training.step()
         seen.add(bias.item())
-    # Adam's step on a gradient that never changes is its rate, 3e-4 as a cosine to 0: 100 of them are .015.
+    # With a constant gradient, each step of Adam is as long as the learning rate. The rate falls from 3e-4 to 0 as a
+    # cosine: 100 steps add up to .015.
     assert bias.item() == pytest.approx(1 - 100 * 3e-4 / 2, abs=1e-3)
     assert all(value == float(torch.tensor(value).half()) for value in seen)
     assert len(seen) > 5

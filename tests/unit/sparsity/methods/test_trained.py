@@ -87,7 +87,7 @@ def test_methods_that_become_sparse_begin_dense_and_drop_the_smallest(method: st
     assert sparse.sparsity() == 0.0
     train(model, sparse, 8)
     assert 0.1 < sparse.sparsity() < 0.8
-    # Those of the last layer are not compared with those on the sphere.
+    # lpss does not compare the last layer's weights, which are off the sphere, with weights on the sphere.
     hidden = slice(0, 2) if method == "lpss" else slice(0, 3)
     assert kept_are_largest(weights[hidden], sparse.masks[hidden])
 

@@ -159,7 +159,7 @@ def generated(seed: int) -> nn.Module:
             blocks.append(nn.ConvTranspose2d(width, outputs, 3, padding=1))
         width = outputs
         blocks.append(draw.choice([nn.Identity(), nn.ReLU(), nn.Sigmoid(), nn.BatchNorm2d(width), nn.PReLU(width)]))
-    # Where channels that stand side by side are flattened with several places each, torch-pruning does not follow them.
+    # torch-pruning cannot follow concatenated channels (Dense) through Flatten if each channel has several places.
     places = 1 if any(isinstance(block, Dense) for block in blocks) else draw.choice([1, 2])
     head: Sequence[nn.Module] = [nn.AdaptiveAvgPool2d(places), nn.Flatten(), nn.LazyLinear(16), nn.ReLU()]
     network = nn.Sequential(*blocks, *head, nn.Linear(16, 5))

@@ -55,7 +55,7 @@ def test_as_few_neurons_go_as_are_enough(seed: int, sparsity: float) -> None:
     total = kept(FIRST, SECOND)
     assert [int(mask.sum()) for mask in masks] == [INPUTS * first, first * second, second * OUTPUTS]
     assert total - kept(first, second) >= Fraction(repr(sparsity)) * total
-    # The neuron that was the last to go would be one too many.
+    # If the last removed neuron had stayed, the sparsity would be too low.
     values = values_of(logs)
     gone = ~GROUPS.alive(masks)[:-1]
     if gone.any():
@@ -63,7 +63,7 @@ def test_as_few_neurons_go_as_are_enough(seed: int, sparsity: float) -> None:
         more = (first + 1, second) if last < FIRST else (first, second + 1)
         assert total - kept(*more) < Fraction(repr(sparsity)) * total
         stays = values[~gone].sort().values
-        assert values[gone].max() <= stays[min(2, len(stays) - 1)]  # but for the best of each layer
+        assert values[gone].max() <= stays[min(2, len(stays) - 1)]  # the best neuron of each layer always stays
 
 
 def values_of(logs: Sequence[Tensor]) -> Tensor:
@@ -122,7 +122,7 @@ def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -
     assert second in (4, 8, SECOND)
     total = kept(FIRST, SECOND)
     assert total - kept(first, second) >= Fraction(repr(sparsity)) * total
-    # The neurons that stay of a layer are its most important ones, and one bundle more would be one too many.
+    # The most important neurons of each layer stay. With one more bundle in some layer, the sparsity would be too low.
     alive, values = groups.alive(groups.masks(logs, sparsity))[:-1], values_of(logs)
     for part, count in ((slice(None, FIRST), first), (slice(FIRST, None), second)):
         assert values[part][alive[part]].sort().values.equal(values[part].sort().values[-count:])
@@ -198,7 +198,8 @@ def test_a_selection_by_multiply_adds_meets_their_number() -> None:
     uses = count_uses(model, layers, example)
     assert uses is not None
     dense = uses.macs({layer.name: layer.weight.numel() for layer in layers})
-    largest = 24 * 24 * 25 + 8 * 8 * 25 * 16  # of a channel of the first layer: what makes it, and what reads it
+    # The multiply-adds of a channel of the first layer: those that compute it, and those that read it.
+    largest = 24 * 24 * 25 + 8 * 8 * 25 * 16
     for macs in (dense, dense // 2, dense // 4):
         selection = NeuronSelection(groups=groups, layers=layers, scales=(), uses=uses)
         masks = selection(logs, [False] * len(layers), sparsity_of_macs(uses, layers, macs))

@@ -79,7 +79,7 @@ def test_a_training_with_fewer_neurons_is_that_of_the_smaller_network(method: st
     narrow = begun(method, model, rules, final_sparsity=sparsity_with(every - kept, every), width=WIDTH)
     groups = rules.neurons
     assert isinstance(groups, NeuronGroups)
-    small = smaller(model, groups, narrow.masks)  # with the same first weights
+    small = smaller(model, groups, narrow.masks)  # with the same initial weights
     weights = sum(int(mask.count_nonzero()) for mask in narrow.masks)
     same = begun(method, small, LayerRules(), final_sparsity=sparsity_with(weights - kept, weights))
     assert losses(model, narrow, x) == pytest.approx(losses(small, same, x), rel=1e-9)

@@ -23,7 +23,7 @@ pytest.importorskip("torch_pruning")
 
 @pytest.mark.parametrize(
     "share", [0.2, 0.8]
-)  # of other rows' weights that are masked: compiled code has a path for each
+)  # share of masked weights in the other rows: if it is large, compiled code updates only the active weights
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gain", [False, True])
 def test_a_masked_row_rests_on_the_sphere_and_comes_back(share: float, dtype: torch.dtype, gain: bool) -> None:

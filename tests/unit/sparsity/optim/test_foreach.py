@@ -120,7 +120,8 @@ def test_fan_in_from_two_to_a_hundred_thousand(fan_in: int, p: float, dtype: tor
     assert torch.allclose(v, reference.v, atol=tolerance(dtype, p), rtol=0)
     end = param.detach().double() / reference.gain
     assert torch.allclose(end, w, atol=tolerance(dtype, p) + rounding(dtype), rtol=rounding(dtype))
-    # On the sphere: by its dual image, whose norm float32 can hold where that of w has underflowed entries.
+    # The weights are on the sphere if their dual image v has the q-norm 1. In float32, entries of the weights may
+    # underflow, so their own norm would be too small.
     q = p / (p - 1)
     assert torch.allclose((v.abs() ** q).sum(1) ** (1 / q), torch.ones(2, dtype=torch.float64), atol=1e-5)
 
@@ -145,7 +146,7 @@ def test_linear_loss_ends_at_hoelders_minimiser_and_stays_there(
     gain = optimizer.gain(param).double()
     attained = (g.double() * param.detach().double() / gain).sum(1)
     assert torch.allclose(attained, -norm, rtol=1e-9 if dtype == torch.float64 else 1e-3 + rounding(dtype))
-    # A stationary point is one: steps of any size leave it where it is.
+    # The point is stationary: steps of any size leave it where it is.
     before = state["v"].clone()
     for lr in (0.25, 0.01):
         optimizer.param_groups[0]["lr"] = lr
@@ -229,7 +230,7 @@ def test_state_stays_each_parameters_own(foreach: bool) -> None:
             assert torch.equal(optimizer.state[param][key], value)
     steps(optimizer, params, 3, 6)
     assert all(torch.equal(a, b) for a, b in zip(params, others, strict=True))
-    # What is changed in a state counts.
+    # A change of an optimizer's state takes effect in the next step.
     optimizer.state[params[0]]["v"].neg_()
     before = params[0].detach().clone()
     steps(optimizer, params, 6, 7)
@@ -315,7 +316,8 @@ def test_rows_without_gradient_stay_where_small_numbers_count_as_zero(p: float) 
     before = param.detach().clone()
     param.grad = normal(1, 4, 30).float()
     param.grad[1] = 0
-    torch.set_flush_denormal(True)  # as workers do, which makes 1e-38 a zero also where it is a number of a kernel's
+    # Workers set this. A lower limit below the smallest normal number, such as 1e-38, would then count as zero.
+    torch.set_flush_denormal(True)
     try:
         optimizer.step()
     finally:

@@ -266,7 +266,7 @@ def test_a_quick_step_is_a_step_and_calls_whoever_hooked_into_it() -> None:
             by_quick.register_step_pre_hook(lambda *_: called.append("before"))
             by_quick.register_step_post_hook(lambda *_: called.append("after"))
         if round_ == 2:
-            torch.optim.lr_scheduler.StepLR(by_quick, 10)  # counts steps
+            torch.optim.lr_scheduler.StepLR(by_quick, 10)  # replaces `step` by a function that counts steps
         with torch.no_grad():
             by_quick.quick_step()
         assert called == [[], ["before", "after"], ["before", "after"] * 2][round_]

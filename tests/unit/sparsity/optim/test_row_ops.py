@@ -26,7 +26,8 @@ def test_powers(exponent: float, seed: int, dtype: torch.dtype) -> None:
     power = power_(x.clone(), exponent).double()
     digits = 106 if dtype == torch.float32 else 1002
     exact = x.double() ** exponent
-    # The exponent of 2, of magnitude up to `digits`, is rounded: so many roundings of the result.
+    # power_ computes 2^e, with |e| up to `digits`. The rounding of e changes the result by a relative error of up to
+    # digits * eps.
     rtol = (digits + 10) * torch.finfo(dtype).eps
     assert torch.allclose(power, exact.clamp_min(2.0**-digits), rtol=rtol, atol=0)
 
@@ -60,13 +61,14 @@ class Spy(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exponent", [0.01, 3.5, 51.0])
 def test_zeros_and_underflow_reach_no_function_that_is_slow_for_them(exponent: float, dtype: torch.dtype) -> None:
-    # The vectorised functions fall back to 10 to 100 times as long, and masked gradients are full of zeros.
+    # The vectorised functions take 10 to 100 times as long for zeros and underflow. Masked gradients have many zeros.
     ordinary, least = uniform(0, 1000).to(dtype) * 0.5 + 0.5, torch.finfo(dtype).tiny
     masked = ordinary * (uniform(1, 1000) < 0.1)
     for x in (torch.zeros(1000, dtype=dtype), masked, 0.1 * ordinary, ordinary * least):
         with Spy() as spy:
             power_(x.clone(), exponent)
-        assert set(spy.gave) - {"clone", "clamp_min_", "mul_"} == {"log2_", "exp2_"}  # the rest is as fast for all
+        # The other three functions are equally fast for all numbers.
+        assert set(spy.gave) - {"clone", "clamp_min_", "mul_"} == {"log2_", "exp2_"}
         assert spy.given["log2_"] >= least
         assert spy.gave["exp2_"] >= least
 
