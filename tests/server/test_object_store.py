@@ -195,5 +195,5 @@ def test_a_checkpoint_that_a_store_does_not_take_ends_no_trial(monkeypatch: pyte
     writer = checkpoints.Writer(away)
     writer.write(1, 1, {"a": 1})
     writer.finish()
-    assert writer.due in (True, False)  # raises nothing, and goes on
+    assert writer.due in (True, False)  # the failed write raises no error, and the trial can go on
     assert writer._error is None

@@ -102,7 +102,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     server = S3Server(logs)
     made = Bench(server, cwd)
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in made.environment.items():  # for what runs in this process
+        for name, value in made.environment.items():  # for commands in this process
             patched.setenv(name, value)
         # Commands in this process leave copies of studies here until pytest ends.
         patched.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("copies")))

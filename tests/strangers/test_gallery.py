@@ -142,7 +142,7 @@ def test_a_network_computes_what_it_did_before_any_mask(name: str, method: str) 
     assert sparse.zeros()[0] == 0
     assert torch.equal(outputs(stranger, model).double(), before)
     (model.eval()(stranger.batch()).float() - 1).square().mean().backward()
-    sparse.step()  # which writes all weights anew, and hardly moves them
+    sparse.step()  # a step writes all weights anew, and hardly changes them
     rounding = 100 if next(model.parameters()).dtype == torch.bfloat16 else 1
     moved = (outputs(stranger, model).double() - before).abs().max()
     assert moved <= 1e-4 * rounding * before.abs().max() + 1e-9  # the rates are tiny but not zero

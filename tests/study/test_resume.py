@@ -266,7 +266,7 @@ ENDS = [
     ([signal.SIGTERM], 130),
     ([signal.SIGINT, signal.SIGINT], 130),
     ([signal.SIGKILL], -signal.SIGKILL),
-    ([], 1),  # Ray itself dies, as for want of memory
+    ([], 1),  # no signal: Ray itself dies, as for lack of memory
 ]
 
 

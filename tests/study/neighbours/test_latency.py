@@ -87,7 +87,7 @@ def test_a_network_that_is_too_slow_gives_way_to_a_smaller_one(tmp_path: Path, m
     assert (prepared.latency, prepared.goal.max_macs) == ("", DENSE)
     given = (folder, prepared.experiment, prepared.data)
     decision = latency.decide(prepared.goal, study.records(), *given, measure=True)
-    assert len(files) == 2  # a study that goes on knows what it has measured
+    assert len(files) == 2  # a resumed study does not measure the same networks again
     assert (decision.goal, list(decision.latencies)) == (study.goal, [slow["trial"], best["trial"]])
 
 

@@ -46,7 +46,7 @@ def start(method: str, model: Any = trained, **options: Any) -> Training:
 @pytest.mark.parametrize("method", ["rigl", "set", "sparse-momentum", "static", "snip"])
 def test_the_accuracy_under_the_first_masks_is_that_of_the_given_weights_under_them(method: str) -> None:
     training = start(method, trained=True)
-    measured = training.epoch()  # of too few steps for an update of the masks
+    measured = training.epoch()  # the epoch has too few steps for an update of the masks
     model = trained()
     with torch.no_grad():
         for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):

@@ -31,7 +31,7 @@ def space_of(folder: Path, text: str) -> Space:
 
 def test_a_parameter_applies_where_its_condition_holds(tmp_path: Path) -> None:
     space = space_of(tmp_path, BASE + GAIN + FEEDBACK)
-    assert list(space.distributions) == ["p", "feedback", "feedback_gain"]  # what decides comes first
+    assert list(space.distributions) == ["p", "feedback", "feedback_gain"]  # the condition's parameter comes first
     assert space.applies("p", {})
     assert space.applies("feedback_gain", {"feedback": "pi"})
     assert not space.applies("feedback_gain", {"feedback": "published"})

@@ -259,7 +259,7 @@ def test_the_held_rate_is_flat_while_weights_are_averaged(name: str) -> None:
 
 
 def test_the_horizon_is_a_share_of_the_tails_samples() -> None:
-    sparse = build("gmp", network(), **EMA)  # 24 steps, 12 samples, of which it averages 3.6
+    sparse = build("gmp", network(), **EMA)  # the tail of 24 steps has 12 samples, and the horizon is 0.3 of them
     assert sparse.average is not None
     how = sparse.average.how
     assert (how.kind, how.begin, how.every) == ("ema", 0.7, 2)

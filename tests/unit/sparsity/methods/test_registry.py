@@ -249,7 +249,7 @@ def test_an_exported_network_has_its_gains_in_its_weights() -> None:
         sparse.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
         sparse.step()
-    assert set(model.state_dict()) == set(mlp(20, 12, 8, 4).state_dict())  # no gain of its own in the file
+    assert set(model.state_dict()) == set(mlp(20, 12, 8, 4).state_dict())  # no entries for gains
     loaded = mlp(20, 12, 8, 4)
     loaded.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
     assert torch.equal(loaded(x), model(x))

@@ -73,7 +73,7 @@ def test_start_is_the_projection_of_the_weights_whose_norms_are_gains(gain: bool
     assert torch.allclose(norms(optimizer.sphere_weights(param)[:2], 1.5), torch.ones(2, dtype=torch.float64))
     step(optimizer, param, torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]))
     assert torch.allclose(param[:2], start[:2], rtol=1e-5)
-    w = -(3 ** (-1 / 1.5)) * (optimizer.gain(param)[2].item())  # of a row of zeros: three equal weights of norm 1
+    w = -(3 ** (-1 / 1.5)) * (optimizer.gain(param)[2].item())  # the row of zeros gets three equal weights of norm 1
     assert param[2].tolist() == pytest.approx([w] * 3, rel=1e-5)
     assert (optimizer.gain(param)[2] == 1) != gain
 
