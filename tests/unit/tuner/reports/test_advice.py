@@ -19,7 +19,7 @@ def trial(number: int, accuracy: float, *, bits: int | None = None, size: int = 
     return TrialRecord(number, params=params, state=TrialState.COMPLETED, value=accuracy, size_bytes=size, **given)
 
 
-def test_few_bits_are_advised_where_they_reach_more() -> None:
+def test_advice_names_the_bits_with_the_highest_accuracy_within_the_size() -> None:
     records = [trial(0, 0.98, bits=4), trial(1, 0.97, bits=4), trial(2, 0.951, bits=32), trial(3, 0.9, bits=2)]
     records += [trial(4, 0.999, bits=32, size=20_000)]  # it does not fit
     said = advice("s", SMALL, records, {})
@@ -34,12 +34,12 @@ def test_binary_weights_have_one_bit() -> None:
     assert "weights of 1 bit reach accuracy 97.00%, and weights of 4 bits 95.00%" in advice("s", SMALL, records, {})
 
 
-def test_one_kind_of_weights_gives_no_advice() -> None:
+def test_without_different_bits_there_is_no_advice() -> None:
     assert advice("s", SMALL, [trial(0, 0.98, bits=4), trial(1, 0.97, bits=4)], {}) == ""
     assert advice("s", SMALL, [], {}) == ""
 
 
-def test_a_group_as_good_as_the_best_network_is_advised() -> None:
+def test_a_cascade_as_accurate_as_the_best_network_is_advised() -> None:
     groups = [{"name": "group-1", "share_of_best_macs": 0.1}, {"name": "group-2", "share_of_best_macs": 0.317}]
     group = {"best": "t0003", "as_good_as_best": "group-2", "groups": groups}
     said = advice("s", FRONT, [], group)
@@ -48,7 +48,7 @@ def test_a_group_as_good_as_the_best_network_is_advised() -> None:
     assert advice("s", FRONT, [], {**group, "as_good_as_best": None}) == ""
 
 
-def test_without_groups_one_is_advised_where_a_cheap_network_is_nearly_as_good() -> None:
+def test_a_cascade_is_advised_if_a_cheap_network_is_nearly_as_accurate() -> None:
     best, cheap = trial(0, 0.98, sparsity=0.6), trial(1, 0.975, sparsity=0.9, macs=300)
     poor, dear = trial(2, 0.9, sparsity=0.99, macs=50), trial(3, 0.979, sparsity=0.7, macs=900)
     said = advice("s", FRONT, [best, cheap, poor, dear], {})
@@ -58,7 +58,7 @@ def test_without_groups_one_is_advised_where_a_cheap_network_is_nearly_as_good()
     assert advice("s", FRONT, [trial(0, 0.98, macs=None), cheap], {}) == ""
 
 
-def test_other_goals_and_metrics_get_none() -> None:
+def test_no_cascade_is_advised_for_one_target_or_another_metric() -> None:
     records = [trial(0, 0.98, sparsity=0.6), trial(1, 0.975, sparsity=0.9, macs=300)]
     f1 = Goal((0.5,), ceiling=0.99, objective=Objective("f1", maximize=True, percent=True))
     assert advice("s", f1, records, {}) == ""  # a group needs the accuracy

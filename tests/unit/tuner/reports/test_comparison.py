@@ -16,12 +16,12 @@ def study(*, data: str = "a", weights: int | None = 1000, epochs: int = 3) -> An
     return SimpleNamespace(about={"data_sha256": data}, result={"best": best}, config=config, goal=goal)
 
 
-def test_alike_studies_have_no_notes() -> None:
+def test_a_comparison_of_studies_with_equal_settings_has_no_notes() -> None:
     assert notes_on([study(), study()]) == []
     assert notes_on([study(), study(weights=None)]) == []  # no trial of the second was feasible
 
 
-def test_each_difference_is_a_line() -> None:
+def test_each_difference_between_compared_studies_has_a_note() -> None:
     first, second, third = notes_on([study(), study(data="b", weights=17024, epochs=20)])
     assert first == "Their data differ, so that a difference in accuracy may come from the data."
     assert second == "Their networks differ: they have 1,000 and 17,024 prunable weights."

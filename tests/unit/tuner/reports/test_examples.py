@@ -59,7 +59,7 @@ def test_an_image_of_one_value_is_black() -> None:
         data_with(torch.zeros(1, 5, 5, dtype=torch.long)),
     ],
 )
-def test_other_inputs_are_no_pictures(data: Data) -> None:
+def test_inputs_that_are_not_images_are_not_drawn(data: Data) -> None:
     assert pictures_of(data, [0]) == []
 
 

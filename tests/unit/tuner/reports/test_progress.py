@@ -49,7 +49,7 @@ def progress(clock: Clock, total: int = 8, **options: Any) -> tuple[Progress, io
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (-1, "0 s")],
 )
-def test_duration(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -63,11 +63,11 @@ def test_duration(seconds: float, text: str) -> None:
         (7620, "about 2 h 10 min left"),
     ],
 )
-def test_time_left_claims_no_more_than_it_knows(seconds: float, text: str) -> None:
+def test_the_time_left_is_rounded_to_a_coarse_unit(seconds: float, text: str) -> None:
     assert time_left(seconds) == text
 
 
-def test_the_summary_counts_states_and_knows_the_best() -> None:
+def test_the_summary_counts_trials_by_state_and_shows_the_best_trial() -> None:
     records = [
         trial(0),
         trial(1, value=0.95, sparsity=0.91),
@@ -81,7 +81,7 @@ def test_the_summary_counts_states_and_knows_the_best() -> None:
     assert summary.best_so_far() == "best 95.00% at 91.00% sparsity (t0001)"
 
 
-def test_the_epochs_that_early_stopping_saved_are_told() -> None:
+def test_the_summary_shows_the_share_of_epochs_that_early_stopping_saved() -> None:
     def ended(number: int, state: TrialState, epochs: int) -> TrialRecord:
         return TrialRecord(number, "lpss", {}, state, epochs=epochs)
 
@@ -100,12 +100,12 @@ def test_the_epochs_that_early_stopping_saved_are_told() -> None:
     assert Summary().best_so_far() == "no feasible trial yet"
 
 
-def test_running_trials_count_as_far_as_finished_ones_tell() -> None:
+def test_a_running_trials_share_of_work_is_its_time_over_the_mean_duration() -> None:
     assert work_done([running(0, 5.0)]) == 0
     assert work_done([trial(0, seconds=10.0), running(1, 5.0), running(2, 99.0)]) == pytest.approx(2.45)
 
 
-def test_a_line_at_once_and_then_every_ten_seconds() -> None:
+def test_the_first_line_is_printed_at_once_and_the_next_every_ten_seconds() -> None:
     clock = Clock()
     shown, stream = progress(clock)
     for tick in range(205):  # 20 s, an update every 0.1 s
@@ -116,7 +116,7 @@ def test_a_line_at_once_and_then_every_ten_seconds() -> None:
     assert [line.rsplit("; ", 1)[1] for line in lines] == ["0 s elapsed", "10 s elapsed", "20 s elapsed"]
 
 
-def test_a_night_is_not_a_line_every_ten_seconds() -> None:
+def test_a_long_study_prints_lines_less_often_than_every_ten_seconds() -> None:
     clock = Clock()
     shown, stream = progress(clock)
     for second in range(0, 8 * 3600, 5):
@@ -142,7 +142,7 @@ def test_a_new_best_has_a_line_at_once_and_the_same_best_has_none() -> None:
     ]
 
 
-def test_updates_are_looked_at_no_more_than_four_times_a_second() -> None:
+def test_the_display_reads_records_at_most_four_times_a_second() -> None:
     clock = Clock()
     shown, _ = progress(clock)
     shown.update([running(0)])
@@ -233,7 +233,7 @@ def test_the_time_budget_limits_the_time_left() -> None:
     assert shown.line().endswith("about 40 s left")
 
 
-def test_quiet_shows_nothing_and_looks_at_nothing() -> None:
+def test_the_quiet_display_prints_nothing_and_reads_no_records() -> None:
     shown, stream = progress(Clock(), quiet=True, live=True)
     with shown:
         shown.update(Untouchable())
@@ -250,7 +250,7 @@ def test_a_broken_stream_ends_the_display_and_not_the_study() -> None:
     shown.close()
 
 
-def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
+def test_a_terminal_shows_a_progress_bar_and_its_cursor_is_restored() -> None:
     clock = Clock()
     shown, stream = progress(clock, total=4, live=True)
     with shown:
@@ -261,7 +261,7 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
     assert text.rstrip().endswith("\x1b[?25h")
 
 
-def test_the_result_of_standard_output_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_to_stderr_and_never_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(1, at_targets(0.9)) as shown:
         shown.update([trial(0)])
     captured = capsys.readouterr()
@@ -284,7 +284,7 @@ FOUND = [
 ]
 
 
-def test_so_far_is_told_as_the_goal_judges() -> None:
+def test_the_best_result_so_far_is_described_according_to_the_goal() -> None:
     def told(goal: Goal, records: list[TrialRecord] = FOUND) -> str:
         return Summary.of(records, goal).best_so_far()
 
@@ -299,7 +299,7 @@ def test_so_far_is_told_as_the_goal_judges() -> None:
     assert told(at_targets(0.8, 0.9), []) == "no feasible trial yet"
 
 
-def test_a_study_that_had_ended_before_is_shown_with_its_trials() -> None:
+def test_the_display_counts_the_trials_of_a_study_that_already_ended() -> None:
     shown, stream = progress(Clock(), total=2)
     shown.open([trial(0), trial(1, value=0.95)])
     shown.close()

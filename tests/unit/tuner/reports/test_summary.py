@@ -58,7 +58,7 @@ def printed(found: StudyOutcome) -> str:
     return stream.getvalue()
 
 
-def test_a_latency_is_told_with_the_networks_that_were_too_slow(
+def test_the_result_shows_the_latency_and_names_the_networks_that_are_too_slow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     goal = Goal((0.5,), max_macs=900, max_latency=2.0, latency_batch=8)
@@ -80,7 +80,7 @@ def test_a_latency_is_told_with_the_networks_that_were_too_slow(
     assert capsys.readouterr().err == f"N{said}: give a longer --max-latency, or try more trials\n"
 
 
-def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlflow(
+def test_the_result_shows_front_best_trial_times_files_and_mlflow_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_without_a_feasible_trial_the_result_says_so(tmp_path: Path) -> None:
     assert text.startswith("no feasible trial: none completed with a sparsity of 90% or more\n")
 
 
-def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+def test_unknown_values_are_left_out_of_the_summary(tmp_path: Path) -> None:
     assert best_line(outcome(tmp_path)) == "best t0000: validation accuracy 97.00%, sparsity 90.0000%"
     assert states_line(outcome(tmp_path, RECORDS[:1])) == "1 completed, 0 stopped early, 0 failed"
 
@@ -133,7 +133,7 @@ class EmbeddingHeavy(nn.Module):
         self.embedding, self.mix = nn.Embedding(100, 10), nn.Linear(10, 10)
 
 
-def test_what_stays_dense_is_told_with_the_sparsity_over_all(tmp_path: Path) -> None:
+def test_the_summary_lists_dense_layers_and_the_sparsity_of_all_matrices(tmp_path: Path) -> None:
     size = network_size(EmbeddingHeavy())
     assert (size.layers, size.prunable, size.matrices, size.parameters) == (1, 100, 1100, 1110)
     records = [trial(0, nonzero_weights=10, sparsity_total=90 / 1110)]
@@ -160,7 +160,7 @@ def test_a_network_whose_matrices_are_all_prunable_has_nothing_to_warn_of(tmp_pa
     assert line == "90.0000% of all weight matrices and 78.2609% of all parameters are zero"
 
 
-def test_the_summary_warns_of_neurons_that_take_much_of_a_file() -> None:
+def test_the_warning_of_costly_neurons_gives_their_bytes_and_the_limit() -> None:
     start = "The scales and biases of this network's neurons alone take 1,640 bytes, and --max-bytes is 1,500"
     searched = costly_neurons(1640, 1500, searched=True)
     assert searched == f"{start}: the trials begin with fewer neurons (parameter width)"
@@ -177,7 +177,7 @@ def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> N
     assert "layers" not in printed(outcome(tmp_path))
 
 
-def test_layers_with_dead_neurons_are_named_those_with_the_most_first(tmp_path: Path) -> None:
+def test_layers_are_listed_in_order_of_their_number_of_dead_neurons(tmp_path: Path) -> None:
     dead = {"3.weight": DeadNeurons(1, 64), "9.weight": DeadNeurons(120, 128)}
     line = "dead   neurons without a connection: 120 of 128 in 9.weight, 1 of 64 in 3.weight"
     assert line in printed(outcome(tmp_path, dead_neurons=dead)).splitlines()
@@ -196,7 +196,7 @@ def test_layers_that_never_spike_or_nearly_always_are_named(tmp_path: Path) -> N
     assert result_document(found)["spike_rates"] == {"hidden.0": 0.0, "hidden.1": 0.2, "hidden.2": 0.95}
 
 
-def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_the_table_omits_and_counts_parameters_beyond_the_terminal_width(tmp_path: Path) -> None:
     from rich.console import Console
 
     params = {f"a_long_parameter_{k}": 0.123 for k in range(9)}
@@ -233,7 +233,7 @@ def test_paths_are_as_short_as_they_can_be(tmp_path: Path, monkeypatch: pytest.M
         ("https://mlflow.example.org", "https://mlflow.example.org"),
     ],
 )
-def test_the_way_to_mlflow(uri: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_printed_line_opens_the_mlflow_store(uri: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert tracking_line(uri) == line
 

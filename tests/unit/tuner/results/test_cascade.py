@@ -41,7 +41,7 @@ def answers(scores: list[float], margins: list[float]) -> Answers:
     return Answers(torch.tensor(scores, dtype=torch.float64), torch.tensor(margins), leading)
 
 
-def test_gates_lie_between_margins_and_end_with_never_and_always() -> None:
+def test_thresholds_are_margin_quantiles_and_include_none_and_all_examples() -> None:
     sure = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     found = gates(sure)
     assert (found[0], len(found)) == (0.0, QUANTILES + 2)
@@ -56,7 +56,7 @@ def test_gates_lie_between_margins_and_end_with_never_and_always() -> None:
     assert gates(torch.ones(1)) == [0.0, 2.0]
 
 
-def test_a_group_costs_and_is_worth_what_is_counted_by_hand() -> None:
+def test_a_cascades_cost_and_accuracy_match_a_count_by_hand() -> None:
     """Of four examples the small network has two right. With one passed on, the large one mends one."""
     known = {0: answers([1, 0, 1, 0], [0.9, 0.1, 0.8, 0.5]), 1: answers([0, 1, 1, 1], [0.5] * 4)}
     found = {group.passed: group for group in candidates(0, known, {0: 10, 1: 100})}
@@ -73,7 +73,7 @@ def test_a_group_costs_and_is_worth_what_is_counted_by_hand() -> None:
     assert candidates(0, known, {0: 10, 1: 10}) == []
 
 
-def test_groups_that_a_network_alone_or_another_group_beats_are_not_on_the_front() -> None:
+def test_cascades_that_a_network_or_another_cascade_beats_are_dropped() -> None:
     def group(macs: float, value: float) -> Group:
         return Group(0, 1, 0.5, 0.1, value, macs)
 
@@ -82,7 +82,7 @@ def test_groups_that_a_network_alone_or_another_group_beats_are_not_on_the_front
     assert [(one.macs, one.value) for one in front] == [(20, 0.8), (60, 0.95)]
 
 
-def test_at_most_five_are_chosen_the_cheapest_that_is_as_good_among_them() -> None:
+def test_at_most_five_cascades_are_chosen_by_accuracy_and_by_cost() -> None:
     front = [Group(0, 1, 0.5, 0.1, 0.5 + place / 100, float(place)) for place in range(1, 41)]
     found = chosen(front, value=0.7, macs=40.0)
     assert [one.macs for one in found] == [5, 10, 20, 40]
@@ -191,7 +191,7 @@ def answered(study: Study, split: Split, small: int, large: int, theta: float) -
         return torch.where(unsure, other.argmax(1), one.argmax(1)), float(unsure.double().mean())
 
 
-def test_what_is_reported_of_a_group_is_what_its_networks_answer(study: Study) -> None:
+def test_reported_accuracies_match_the_answers_of_the_cascades_networks(study: Study) -> None:
     document = study.document()
     assert document["kind"] == "cascade"
     assert (document["networks"], document["pairs"]) == (3, 3)
@@ -222,7 +222,7 @@ def test_what_is_reported_of_a_group_is_what_its_networks_answer(study: Study) -
             assert group["expected_macs"] < best.macs
 
 
-def test_the_pairs_that_are_passed_on_are_those_counted_by_hand() -> None:
+def test_the_class_pairs_of_passed_on_examples_match_a_count_by_hand() -> None:
     """Examples 0, 1 and 3 are passed on: two between classes 1 and 2, in either order, and one between 0 and 2."""
     sure = torch.tensor([0.2, 0.1, 0.9, 0.1, 0.8])
     leading = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 0], [0, 2]])
@@ -235,14 +235,14 @@ def test_the_pairs_that_are_passed_on_are_those_counted_by_hand() -> None:
     assert passed_pairs(small, large, 0.5, ())[0]["classes"] == ["1", "2"]
 
 
-def test_the_pairs_of_a_group_are_all_that_it_passes_on(study: Study) -> None:
+def test_the_class_pairs_of_a_cascade_count_each_passed_on_example_once(study: Study) -> None:
     for group in study.document()["groups"]:
         passed = round(group["passed_on"] * len(study.data.val.y))
         assert sum(pair["examples"] for pair in group["passed_pairs"]) == passed  # six pairs of four classes
         assert all(0 <= pair[one] <= pair["examples"] for pair in group["passed_pairs"] for one in ("small", "large"))
 
 
-def test_the_ends_of_the_gates_are_the_two_networks(study: Study) -> None:
+def test_the_extreme_thresholds_give_the_accuracies_of_the_single_networks(study: Study) -> None:
     known = {number: answers_of(study.experiment, file, study.data.val) for number, (_, file) in study.networks.items()}
     values = {number: record.value for number, (record, _) in study.networks.items()}
     for group in candidates(0, known, study.macs):
@@ -278,7 +278,9 @@ def test_nothing_of_the_test_data_is_used_in_choosing(study: Study, monkeypatch:
     assert [g["test_accuracy"] for g in again["groups"]] != [g["test_accuracy"] for g in document["groups"]]
 
 
-def test_each_network_is_read_once_on_the_test_data(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_reported_network_is_evaluated_once_on_the_test_data(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tune_sparsity.tuner.results.cascade as module
 
     read = list[tuple[str, int]]()
@@ -294,7 +296,7 @@ def test_each_network_is_read_once_on_the_test_data(study: Study, monkeypatch: p
     assert sorted(tested) == sorted({*named, f"{study.best}.safetensors"})
 
 
-def test_random_labels_give_chance(tmp_path: Path) -> None:
+def test_random_labels_give_chance_accuracy_on_the_test_data(tmp_path: Path) -> None:
     study = Study(tmp_path, data_of(1, random_labels=True))
     chance, error = 1 / CLASSES, math.sqrt(0.25 * 0.75 / 2000)
     document = study.document()
@@ -303,7 +305,7 @@ def test_random_labels_give_chance(tmp_path: Path) -> None:
         assert abs(group["test_accuracy"] - chance) < 4 * error
 
 
-def test_networks_of_equal_cost_make_no_group(study: Study) -> None:
+def test_networks_of_equal_cost_form_no_cascade(study: Study) -> None:
     alike = {number: (replace(record, macs=7), file) for number, (record, file) in study.networks.items()}
     with pytest.raises(ValueError, match="networks with different numbers of multiply-adds"):
         group_document(study.experiment, study.data, alike, study.best)
@@ -312,7 +314,7 @@ def test_networks_of_equal_cost_make_no_group(study: Study) -> None:
         group_document(study.experiment, study.data, alone, study.best)
 
 
-def test_outputs_that_are_no_numbers_are_told(study: Study, tmp_path: Path) -> None:
+def test_nan_outputs_raise_an_error(study: Study, tmp_path: Path) -> None:
     state = {name: one.clone() for name, one in study.models[0].state_dict().items()}
     state["2.bias"][0] = math.nan
     save_file(state, tmp_path / "nan")
@@ -320,7 +322,7 @@ def test_outputs_that_are_no_numbers_are_told(study: Study, tmp_path: Path) -> N
         answers_of(study.experiment, tmp_path / "nan", study.data.val)
 
 
-def test_the_group_to_use_is_the_one_that_is_as_good_or_else_the_best() -> None:
+def test_the_recommended_cascade_is_as_good_as_the_best_network_or_the_last() -> None:
     groups = [{"name": "group-1", "macs": 1.5}, {"name": "group-2", "macs": 2.5}]
     assert main_group({"as_good_as_best": "group-1", "groups": groups}) is groups[0]
     assert main_group({"as_good_as_best": None, "groups": groups}) is groups[1]
@@ -328,7 +330,7 @@ def test_the_group_to_use_is_the_one_that_is_as_good_or_else_the_best() -> None:
     assert main_group({}) is None
 
 
-def test_mlflow_is_told_a_groups_numbers(study: Study) -> None:
+def test_mlflow_records_the_numeric_fields_of_a_cascade(study: Study) -> None:
     group = study.document()["groups"][0]
     told = group_metrics(group)
     assert told["expected_macs"] == group["expected_macs"]

@@ -28,7 +28,9 @@ from tune_sparsity.tuner.results.sparse_layers import over_sparse
         (nn.Conv2d(3, 5, (3, 2), dilation=(1, 2), padding=(0, 1), bias=False), (1, 3, 7, 7)),
     ],
 )
-def test_products_over_sparse_matrices_are_the_layers_own(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_a_layer_with_a_sparse_matrix_has_the_outputs_of_the_dense_layer(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
     with torch.no_grad():
         layer.weight.mul_(torch.rand_like(layer.weight) < 0.3)
         x = torch.randn(shape)
@@ -41,7 +43,7 @@ def test_products_over_sparse_matrices_are_the_layers_own(layer: nn.Module, shap
 
 
 @pytest.mark.parametrize("block", [Block(2, 2), Block(4, 4)])
-def test_products_over_blocks_are_the_layers_own_where_blocks_are_cut(block: Block) -> None:
+def test_a_block_sparse_layer_with_partial_blocks_has_the_dense_outputs(block: Block) -> None:
     layer, x = nn.Linear(11, 6), torch.randn(2, 3, 11)
     with torch.no_grad():
         layer.weight[:4, :8] = 0
@@ -50,7 +52,7 @@ def test_products_over_blocks_are_the_layers_own_where_blocks_are_cut(block: Blo
         assert torch.allclose(sparse(x), layer(x), atol=1e-5)
 
 
-def test_passes_are_timed_in_every_form_and_what_is_not_there_is_told() -> None:
+def test_each_weight_format_is_timed_or_a_note_says_why_it_is_missing() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     found = passes(
@@ -67,7 +69,7 @@ def test_passes_are_timed_in_every_form_and_what_is_not_there_is_told() -> None:
     assert "square blocks" in other.note
 
 
-def test_layers_that_no_gpu_can_skip_half_of_are_named() -> None:
+def test_layers_without_a_2_of_4_sparse_product_are_listed_with_the_reason() -> None:
     model = nn.Sequential(nn.Conv1d(2, 64, 3), nn.Flatten(), nn.Linear(1024, 64))
     _, left = over_sparse(model, {"0.weight", "2.weight"}, "2:4")
     assert left["0.weight"] == "no sparse product is implemented for its kind of layer"
@@ -75,7 +77,7 @@ def test_layers_that_no_gpu_can_skip_half_of_are_named() -> None:
 
 
 @needs_gpu
-def test_on_a_gpu_products_over_2_of_4_weights_are_the_layers_own_and_timed() -> None:
+def test_2_of_4_sparse_layers_are_timed_on_a_gpu_and_others_stay_dense() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     for name in ("0", "2", "4"):
@@ -95,7 +97,7 @@ def test_on_a_gpu_products_over_2_of_4_weights_are_the_layers_own_and_timed() ->
     assert left["0.weight"] == "more than 2 of 4 weights are not zero"
 
 
-def test_layers_without_a_sparse_product_stay_dense_and_are_told() -> None:
+def test_layers_without_a_sparse_product_stay_dense_and_are_counted() -> None:
     model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(24, 3))
     weights = Weights(partial(copy.deepcopy, model), {"0.weight", "2.weight"}, torch.randn(5, 2, 8))
     one, many = latencies(weights, batches=(1, 7))
@@ -108,7 +110,7 @@ def test_layers_without_a_sparse_product_stay_dense_and_are_told() -> None:
     assert only.dense > 0
 
 
-def test_a_median_is_of_calls_that_took_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_median_time_comes_from_alternating_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     order, clock = list[str](), Clock()
     monkeypatch.setattr(inference_cost, "time", clock)
 

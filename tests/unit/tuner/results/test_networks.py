@@ -135,7 +135,7 @@ def test_neurons_without_a_connection_are_counted_in_the_masks(trained: Trained,
     assert best.dead["0.weight"] == (dead, 24)
 
 
-def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, study: Path) -> None:
+def test_the_description_has_what_is_needed_to_use_the_network(trained: Trained, weights: Path, study: Path) -> None:
     best = write_best(weights, study / "best", SMALL, trained.data, trained.record)
     described = json.loads((study / "best" / "model.json").read_text())
     architecture = described.pop("architecture")
@@ -229,7 +229,7 @@ def of_another_shape(tensors: Tensors) -> None:
         (of_another_shape, r"0\.bias"),
     ],
 )
-def test_a_file_that_is_not_the_network_that_was_measured_is_not_reported(
+def test_a_file_whose_weights_differ_from_the_measured_ones_is_refused(
     change: Callable[[Tensors], None], said: str, trained: Trained, weights: Path, study: Path
 ) -> None:
     tensors = load_file(weights)
@@ -243,7 +243,7 @@ def test_a_file_that_is_not_the_network_that_was_measured_is_not_reported(
 @pytest.mark.parametrize(
     "claim", [{"sparsity": (ZEROS + 1) / WEIGHTS}, {"sparsity": None}, {"value": 0.999}, {"value": None}]
 )
-def test_a_record_that_claims_something_else_is_not_reported(
+def test_a_record_whose_metric_or_sparsity_differs_from_the_file_is_refused(
     claim: dict[str, float | None], trained: Trained, weights: Path, study: Path
 ) -> None:
     record = TrialRecord.from_dict({**trained.record.to_dict(), **claim})
@@ -252,13 +252,15 @@ def test_a_record_that_claims_something_else_is_not_reported(
     assert list(study.iterdir()) == []
 
 
-def test_the_file_may_be_smaller_than_an_earlier_version_reported(trained: Trained, weights: Path, study: Path) -> None:
+def test_a_file_may_be_smaller_than_its_recorded_size_but_never_larger(
+    trained: Trained, weights: Path, study: Path
+) -> None:
     write_best(weights, study / "best", SMALL, trained.data, replace(trained.record, size_bytes=10_000))
     with pytest.raises(RuntimeError, match="t0003 reported 100 bytes, its packed file has"):
         write_best(weights, study / "best", SMALL, trained.data, replace(trained.record, size_bytes=100))
 
 
-def test_zeros_are_counted_in_the_weights_of_masked_tensors_alone() -> None:
+def test_zeros_are_counted_only_in_tensors_that_have_a_mask() -> None:
     tensors = {"a": torch.tensor([0.0, -0.0, 1.0, 1e-38]), "b": torch.zeros(7), "c": torch.ones(2, 2)}
     masks = {"a": torch.ones(4, dtype=torch.bool), "c": torch.zeros(2, 2, dtype=torch.bool)}
     assert count_zeros(tensors, masks) == (2, 8)
@@ -267,7 +269,7 @@ def test_zeros_are_counted_in_the_weights_of_masked_tensors_alone() -> None:
 # The trial's own file
 
 
-def test_a_weights_file_leaves_nothing_beside_it(trained: Trained, tmp_path: Path) -> None:
+def test_saving_weights_leaves_no_temporary_file(trained: Trained, tmp_path: Path) -> None:
     path = weights_file(tmp_path / "new" / "folder", 12)
     for _ in range(2):
         save_weights(trained.training, path)
@@ -275,7 +277,7 @@ def test_a_weights_file_leaves_nothing_beside_it(trained: Trained, tmp_path: Pat
         assert path.read_bytes() == trained.raw
 
 
-def test_a_full_disk_leaves_the_file_before(
+def test_a_full_disk_keeps_the_earlier_file_and_leaves_no_partial_file(
     trained: Trained, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(descriptor: int) -> None:
@@ -343,9 +345,7 @@ def test_a_network_in_two_folders_is_measured_once(trained: Trained, weights: Pa
         assert described["metrics"]["test_accuracy"] == measured[3].test_value
 
 
-def test_a_study_that_goes_on_takes_its_networks_from_where_it_wrote_them(
-    trained: Trained, weights: Path, study: Path
-) -> None:
+def test_a_resumed_study_reads_networks_from_the_folders_it_wrote(trained: Trained, weights: Path, study: Path) -> None:
     before = {"best": trained.record, "best-0.5": trained.record, "front/t0003": trained.record}
     write_networks(before, lambda record: weights, study, SMALL, trained.data)
     weights.unlink()
@@ -361,7 +361,7 @@ def test_a_study_that_goes_on_takes_its_networks_from_where_it_wrote_them(
     assert not (study / "best").exists()  # it held another trial's network
 
 
-def test_a_network_that_is_not_its_trials_costs_the_others_nothing(
+def test_a_mismatched_network_is_skipped_and_the_others_are_written(
     trained: Trained, weights: Path, study: Path
 ) -> None:
     liar = replace(trained.record, number=4, value=0.999)

@@ -84,7 +84,7 @@ def with_value(document: dict[str, Any], value: float) -> dict[str, Any]:
     return {**document, "groups": [{**group, "val_accuracy": value} for group in document["groups"]]}
 
 
-def test_no_judge_has_seen_what_it_judges() -> None:
+def test_each_example_is_predicted_by_a_network_not_trained_on_it() -> None:
     seen_by_judge = []
 
     def judge(seen: Tensor, asked: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def test_no_judge_has_seen_what_it_judges() -> None:
     assert any(not torch.equal(one, other) for one, other in zip(folds(103, 0), folds(103, 1), strict=True))
 
 
-def test_an_example_counts_the_more_the_less_sure_its_judge_is() -> None:
+def test_hard_examples_are_repeated_more_often_than_easy_ones() -> None:
     sure = torch.tensor([1.0, 0.5, 0.0]).double().repeat_interleave(10_000)
     sure = torch.cat([sure, torch.full((10_000,), 0.9).double()])
     counts = torch.bincount(repeated(sure, 0), minlength=40_000)
@@ -111,7 +111,7 @@ def test_an_example_counts_the_more_the_less_sure_its_judge_is() -> None:
     assert float(counts[30_000:].double().mean()) == pytest.approx(1.4, abs=0.03)
 
 
-def test_examples_of_a_data_set_are_those_of_the_tensors() -> None:
+def test_a_dataset_and_tensors_return_the_same_examples_for_indices() -> None:
     x, y = torch.randn(9, 3), torch.arange(9)
     numbers = torch.tensor([4, 0, 4, 7])
     loaded = some(Loaded(TensorDataset(x, y)), numbers)
@@ -122,7 +122,7 @@ def test_examples_of_a_data_set_are_those_of_the_tensors() -> None:
     assert batch.y.tolist() == held.y.tolist() == [4, 0, 4, 7]
 
 
-def test_what_is_learnt_by_heart_is_chance_out_of_fold() -> None:
+def test_memorised_random_labels_have_chance_probability_out_of_fold() -> None:
     """Labels are drawn at random. A network that has seen them knows them, and one that has not knows nothing."""
     recipe = recipe_of(data_of(0, random_labels=True, examples=120), epochs=150)
     record = TrialRecord(0, "dense", {"lr": 0.1})
@@ -134,7 +134,7 @@ def test_what_is_learnt_by_heart_is_chance_out_of_fold() -> None:
     assert float((sure > 0.5).double().mean()) < guessed + 4 * math.sqrt(guessed * (1 - guessed) / len(sure))
 
 
-def test_random_labels_give_chance_through_the_whole_way(tmp_path: Path) -> None:
+def test_random_labels_give_chance_test_accuracy_after_reflection(tmp_path: Path) -> None:
     for seed in range(4, 20):  # with random labels, the small network is often as good as any group
         recipe = recipe_of(data_of(seed, random_labels=True))
         networks = networks_of(recipe, tmp_path)
@@ -158,7 +158,7 @@ def networks(recipe: StudyRecipe, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @torch.no_grad()
-def test_a_better_group_is_told_as_what_its_networks_answer(
+def test_the_row_of_a_better_cascade_matches_its_networks_answers(
     recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]], tmp_path: Path
 ) -> None:
     plain = with_value(document_of(recipe, networks), 0.0)
@@ -189,7 +189,7 @@ def test_a_better_group_is_told_as_what_its_networks_answer(
     assert best.problem == ""
 
 
-def test_a_group_that_is_no_better_is_left_out_and_never_tested(
+def test_a_cascade_that_is_not_better_is_dropped_before_the_test_data(
     recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]]
 ) -> None:
     plain = with_value(document_of(recipe, networks), 1.0)
@@ -202,13 +202,13 @@ def test_a_group_that_is_no_better_is_left_out_and_never_tested(
     assert 0.5 < document["reflection"]["val_accuracy"] < 1.0
 
 
-def test_without_a_group_nothing_is_trained(recipe: StudyRecipe) -> None:
+def test_without_a_recommended_cascade_no_network_is_trained(recipe: StudyRecipe) -> None:
     document, made = with_reflection(recipe, {"kind": "cascade", "as_good_as_best": None, "groups": []}, {})
     assert (document["kind"], made) == ("reflect", None)
     assert "reflection" not in document
 
 
-def test_only_as_many_bytes_and_multiply_adds_are_allowed() -> None:
+def test_a_retrained_cascade_stays_within_the_original_bytes_and_macs() -> None:
     """Of four examples the small network has two right, and the large one mends one of those it is unsure of."""
     leading = torch.tensor([[0, 1]]).repeat(4, 1)
     small = Answers(torch.tensor([1.0, 0, 1, 0]).double(), torch.tensor([0.9, 0.1, 0.8, 0.5]), leading)

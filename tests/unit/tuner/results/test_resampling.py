@@ -47,7 +47,7 @@ def weights(drawn: Resampling) -> list[Tensor]:
     return [tensor.clone() for tensor in drawn.model.state_dict().values()]
 
 
-def test_members_come_in_pairs_around_the_average_and_are_the_same_again(drawn: Resampling) -> None:
+def test_ensemble_members_are_symmetric_pairs_and_are_reproducible(drawn: Resampling) -> None:
     average = weights(drawn)
     seen = []
     for member in (0, 1, 2, 0):
@@ -62,7 +62,7 @@ def test_members_come_in_pairs_around_the_average_and_are_the_same_again(drawn: 
     assert all(map(torch.equal, seen[0], seen[3]))
 
 
-def test_outputs_of_a_linear_network_have_the_mean_and_variance_of_its_weights(drawn: Resampling) -> None:
+def test_output_mean_and_variance_of_a_linear_network_match_the_closed_form(drawn: Resampling) -> None:
     """E f = f(mean), and Var f = x' diag(c^2 spread^2) x, within three standard errors."""
     x, scale = drawn.data.val.x[:5], 2.0
     average = drawn.model(x).detach()
@@ -77,14 +77,14 @@ def test_outputs_of_a_linear_network_have_the_mean_and_variance_of_its_weights(d
     assert ((found.var(0, unbiased=False) - expected).abs() < 3 * error).all()
 
 
-def test_nothing_of_the_spread_is_the_network_itself(drawn: Resampling) -> None:
+def test_with_scale_zero_the_averaged_network_itself_is_measured(drawn: Resampling) -> None:
     alone = drawn.judged(drawn.data.val, 0.0)
     outputs = drawn.model(drawn.data.val.x).detach()
     assert alone.value == 1.0
     assert alone.nll == pytest.approx(float(nn.functional.cross_entropy(outputs, drawn.data.val.y)), abs=1e-6)
 
 
-def test_classes_have_the_mean_of_their_probabilities_and_numbers_their_mean() -> None:
+def test_ensembles_average_class_probabilities_and_regression_outputs() -> None:
     torch.manual_seed(0)
     outputs = torch.randn(4, 7, 3)
     mean = mean_outputs(outputs, torch.zeros(7, dtype=torch.long)).exp()
@@ -101,7 +101,7 @@ def test_calibration_error_of_bins_made_by_hand() -> None:
     assert calibration_error(torch.eye(3), torch.arange(3)) == 0.0
 
 
-def test_noise_is_borne_up_to_half_a_point(drawn: Resampling) -> None:
+def test_the_noise_tolerance_costs_at_most_half_a_point_of_accuracy(drawn: Resampling) -> None:
     tolerance = drawn.noise_tolerance()
     assert 0 < tolerance < 1
     # The largest loss within it is half a point; four times as much noise loses more.
@@ -115,7 +115,7 @@ def test_noise_is_borne_up_to_half_a_point(drawn: Resampling) -> None:
     assert 2 * step / math.sqrt(12) > tolerance * kept.square().mean().sqrt()
 
 
-def test_the_document_says_its_size_and_that_the_average_may_be_better(drawn: Resampling) -> None:
+def test_the_ensemble_document_has_the_scale_of_least_loss_and_its_bytes(drawn: Resampling) -> None:
     drawn.members = 4
     document = ensemble_document(drawn, size_bytes=100, macs=15)
     chosen = document["scale"]

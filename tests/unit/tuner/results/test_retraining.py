@@ -18,7 +18,7 @@ RECORDS = [
 METHODS = ["lpss", "gmp", "rigl"]
 
 
-def test_the_best_of_each_method_at_each_target() -> None:
+def test_the_best_trial_of_each_method_at_each_target_is_retrained() -> None:
     chosen = best_of_each(RECORDS, METHODS, at_targets(0.8, 0.9))
     assert [(one.target, one.record.number) for one in chosen] == [(0.8, 1), (0.8, 2), (0.9, 0), (0.9, 2)]
     for goal in (at_targets(0.9), along_front(0.9, 0.95)):

@@ -65,7 +65,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=reject)
 
 
-def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
+def test_the_csv_files_have_the_documented_columns(tmp_path: Path) -> None:
     trials, pareto, _ = write_results(outcome(tmp_path))
     expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_matrices,sparsity_total,hoyer,nonzero_weights,"
     expected += "size_bytes,macs,syn_ops,bit_ops,train_bytes,"
@@ -89,7 +89,7 @@ def test_the_sparsity_over_all_matrices_counts_those_that_stay_dense(tmp_path: P
     assert strict(result.read_text())["best"]["sparsity_matrices"] == 0.375
 
 
-def test_a_row_a_trial_by_number(tmp_path: Path) -> None:
+def test_trials_csv_has_one_row_per_trial_in_order_of_number(tmp_path: Path) -> None:
     trials, _ = write_trials(tmp_path, RECORDS, at_targets(0.9))
     table = rows(trials)
     assert [row["number"] for row in table] == ["0", "1", "2", "3", "4"]
@@ -114,7 +114,7 @@ def test_pandas_reads_the_table_with_its_types(tmp_path: Path) -> None:
     assert table["val_accuracy"].isna().tolist() == [False, False, True, False, True]
 
 
-def test_the_front_has_the_same_rows_by_rising_sparsity(tmp_path: Path) -> None:
+def test_pareto_csv_has_rows_of_trials_csv_in_order_of_sparsity(tmp_path: Path) -> None:
     trials, pareto = write_trials(tmp_path, RECORDS, at_targets(0.9))
     assert [row["number"] for row in rows(pareto)] == ["1", "0"]
     lines = trials.read_text(encoding="utf-8").splitlines()
@@ -128,14 +128,14 @@ def test_a_parameter_that_is_called_like_another_column_is_renamed() -> None:
     assert dict(zip(header, row, strict=True))["epochs"] == "3"
 
 
-def test_parameters_of_every_kind() -> None:
+def test_parameters_of_every_type_are_written_as_text_cells() -> None:
     params = {"flag": True, "name": 'a,"b"\nc', "knots": (0.1, 2), "none": None, "odd": {"k": math.inf}}
     header, row = csv.reader(trials_csv([trial(0, params=params)]).splitlines())
     cells = dict(zip(header, row, strict=True))
     assert [cells[name] for name in params] == ["True", 'a,"b" c', "[0.1, 2]", "", '{"k": null}']
 
 
-def test_text_that_no_encoding_takes_is_written_escaped(tmp_path: Path) -> None:
+def test_a_lone_surrogate_in_a_reason_is_written_escaped(tmp_path: Path) -> None:
     path = write_trials(tmp_path, [trial(0, state=TrialState.FAILED, reason="file \udc80")], at_targets(0.9))[0]
     assert rows(path)[0]["reason"] == "file \\udc80"
 
@@ -147,7 +147,7 @@ def test_numpy_numbers_are_written_as_numbers() -> None:
     assert trials_csv([trial(0, params=numbers)]).splitlines()[1].startswith('0,completed,0.1,3,,"[1, 2]",True,')
 
 
-def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
+def test_result_json_has_the_documented_keys(tmp_path: Path) -> None:
     seconds = StudySeconds(total=10.0, startup=0.25, training=6.0, sampling=1.0, tracking=0.5, finishing=0.5)
     size = NetworkSize(2, 1000, (LeftDense("embedding.weight", "an embedding", 250),), 1300)
     found = outcome(tmp_path, seconds=seconds, test_values={1: 0.88}, weights=1000, size=size)
@@ -197,7 +197,7 @@ def test_the_json_never_contains_nan(tmp_path: Path) -> None:
     assert document["best"]["params"] == {"x": None, "y": [None]}
 
 
-def test_other_is_never_negative() -> None:
+def test_the_seconds_of_other_work_are_never_negative() -> None:
     assert StudySeconds(total=1.0, training=1.0, sampling=1e-9).other == 0.0
 
 
@@ -211,7 +211,7 @@ def test_parts_of_the_seconds_sum_to_the_total(parts: list[float], idle: float) 
     assert seconds["training"] <= training
 
 
-def test_plain_leaves_nothing_that_json_does_not_know() -> None:
+def test_plain_converts_paths_enums_and_tuples_to_json_types() -> None:
     assert plain({1: Path("a"), "s": TrialState.FAILED, "t": (1, None)}) == {"1": "a", "s": "failed", "t": [1, None]}
 
 
@@ -236,13 +236,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_text_that_no_encoding_takes_does_not_lose_the_file(tmp_path: Path) -> None:
+def test_a_lone_surrogate_does_not_stop_the_writing_of_a_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", "caf\u00e9 \udc80")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "caf\u00e9 \\udc80"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX systems")
-def test_files_are_as_readable_as_any_other_new_file(tmp_path: Path) -> None:
+def test_written_files_have_the_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "ordinary").touch()
     write_atomically(tmp_path / "ours", "x")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ordinary", "ours")}
@@ -263,11 +263,11 @@ def document(goal: Goal, records: list[TrialRecord], folder: Path) -> dict[str, 
     return dict(strict(to_json(result_document(found))))
 
 
-def test_with_one_target_the_document_has_no_more_keys(tmp_path: Path) -> None:
+def test_with_one_target_the_document_has_no_keys_of_other_goals(tmp_path: Path) -> None:
     assert not {"targets", "front", "max_nonzero", "max_bytes"} & set(document(at_targets(0.9), FRONT, tmp_path))
 
 
-def test_several_targets_have_a_best_each_and_the_best_is_that_at_the_lowest(tmp_path: Path) -> None:
+def test_each_target_has_a_best_trial_and_best_is_that_of_the_lowest_target(tmp_path: Path) -> None:
     found = document(at_targets(0.8, 0.85, 0.99), FRONT, tmp_path)
     assert found["target"] == 0.8
     assert [(one["target"], one["best"] and one["best"]["trial"]) for one in found["targets"]] == [
@@ -293,13 +293,13 @@ def test_the_best_at_each_target_has_an_estimate_from_the_trials_at_the_target(t
     assert all("estimated_accuracy" not in one for one in document["pareto"])
 
 
-def test_a_metric_that_is_no_share_has_no_estimate(tmp_path: Path) -> None:
+def test_no_accuracy_is_estimated_outside_0_to_1_or_without_examples(tmp_path: Path) -> None:
     wrong = [trial(number, value=1.5 + number, sparsity=0.9) for number in range(5)]
     for found in (outcome(tmp_path), outcome(tmp_path, records=wrong, examples=200)):
         assert "estimated_accuracy" not in result_document(found)["best"]
 
 
-def test_a_front_has_its_hypervolume_and_what_it_means(tmp_path: Path) -> None:
+def test_the_document_of_a_front_has_its_hypervolume_and_mean_accuracy(tmp_path: Path) -> None:
     found = document(along_front(0.8, 0.9), FRONT, tmp_path)
     assert found["front"]["reference"] == [0.8, 0.0]
     assert found["front"]["hypervolume"] == pytest.approx(0.1 * 0.96)  # the last trial adds nothing up to 0.9
@@ -308,13 +308,13 @@ def test_a_front_has_its_hypervolume_and_what_it_means(tmp_path: Path) -> None:
     assert (found["front"]["from"], found["front"]["to"], found["target"]) == (0.8, 0.9, 0.8)
 
 
-def test_a_size_is_beside_the_target_that_it_comes_to(tmp_path: Path) -> None:
+def test_the_document_has_the_size_limit_and_the_equivalent_target(tmp_path: Path) -> None:
     records = [trial(0, value=0.97, sparsity=0.9, size_bytes=1001), trial(1, value=0.9, sparsity=0.8, size_bytes=999)]
     found = document(within_bytes(1000, 100, 1000), records, tmp_path)
     assert (found["max_bytes"], found["target"], found["best"]["trial"]) == (1000, 0.9, "t0001")
     assert found["best"]["size_bytes"] == 999
 
 
-def test_a_count_is_beside_the_target_that_it_comes_to(tmp_path: Path) -> None:
+def test_the_document_has_the_nonzero_limit_and_the_equivalent_target(tmp_path: Path) -> None:
     found = document(at_most(100, 1000), FRONT, tmp_path)
     assert (found["max_nonzero"], found["target"], found["best"]["trial"]) == (100, 0.9, "t0001")

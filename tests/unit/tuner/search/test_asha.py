@@ -54,7 +54,7 @@ def saturating(final: float, speed: float = 3.0) -> Curve:
 @pytest.mark.parametrize(
     ("epochs", "rungs"), [(1, ()), (2, ()), (3, (1,)), (4, (1, 3)), (8, (2, 5)), (20, (4, 12)), (250, (50, 150))]
 )
-def test_rungs(epochs: int, rungs: tuple[int, ...]) -> None:
+def test_rung_epochs_match_known_values(epochs: int, rungs: tuple[int, ...]) -> None:
     assert rung_epochs(epochs) == rungs
 
 
@@ -80,7 +80,7 @@ def test_feasible_trials_rank_first_and_then_by_accuracy(points: list[Value], ta
 
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
-def test_of_equal_trials_the_usual_share_goes_on(reduction: float) -> None:
+def test_one_trial_in_reduction_continues_if_all_trials_are_equal(reduction: float) -> None:
     halving = Halving((5,), target=TARGET, reduction=reduction, window=60)
     on = [halving.goes_on(number, "lpss", 5, (0.1, 0.9)) for number in range(400)]
     assert sum(on[100:]) / 300 == pytest.approx(1 / reduction, abs=0.03)
@@ -130,7 +130,7 @@ def test_the_best_of_curves_that_do_not_cross_is_never_stopped(
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
 @pytest.mark.parametrize("slots", [1, 4])
-def test_the_share_that_goes_on_converges_to_one_in_reduction(reduction: float, slots: int) -> None:
+def test_the_share_of_continued_trials_converges_to_1_over_reduction(reduction: float, slots: int) -> None:
     rng = random.Random(1)
     curves = [saturating(rng.random()) for _ in range(1000)]
     halving = Halving((5, 10), target=TARGET, reduction=reduction, window=60)
@@ -168,7 +168,7 @@ def test_methods_are_not_compared_with_each_other() -> None:
     assert halving.goes_on(30, "gmp", 5, (0.4, 0.9))
 
 
-def test_between_the_rungs_nobody_is_stopped_or_remembered() -> None:
+def test_between_rungs_no_trial_is_stopped_or_recorded() -> None:
     halving = Halving((5, 10), target=TARGET)
     for number in range(20):
         assert halving.goes_on(number, "lpss", 7, (1.0, 0.9))
@@ -176,13 +176,13 @@ def test_between_the_rungs_nobody_is_stopped_or_remembered() -> None:
 
 
 @pytest.mark.parametrize("accuracy", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_stopped_and_sets_no_standard(accuracy: float) -> None:
+def test_a_trial_with_a_nan_accuracy_is_stopped_and_ignored_for_others(accuracy: float) -> None:
     halving = Halving((5,), target=TARGET)
     assert not halving.goes_on(0, "lpss", 5, (accuracy, 0.9))
     assert halving.goes_on(1, "lpss", 5, (0.1, 0.9))
 
 
-def test_a_failed_trial_sets_no_standard() -> None:
+def test_a_failed_trial_is_ignored_when_others_are_ranked() -> None:
     halving = Halving((5,), target=TARGET, reduction=2)
     for number in (0, 1):
         halving.goes_on(number, "lpss", 5, (0.99, 0.9))
@@ -192,7 +192,7 @@ def test_a_failed_trial_sets_no_standard() -> None:
     assert halving.goes_on(3, "lpss", 5, (0.6, 0.9))
 
 
-def test_no_rungs_stop_nobody() -> None:
+def test_without_rungs_every_trial_continues() -> None:
     halving = Halving((), target=TARGET)
     assert all(halving.goes_on(number, "lpss", 5, (1 - number / 10, 0.9)) for number in range(10))
 
@@ -309,7 +309,9 @@ def test_nothing_is_stopped_before_there_is_evidence() -> None:
 
 @examples(30)
 @given(st.integers(0, 1000), st.integers(9, 70), st.integers(1, 6))
-def test_of_a_cover_at_least_one_trial_in_three_finishes_in_every_part(seed: int, trials: int, slots: int) -> None:
+def test_a_third_of_trials_finish_and_gaps_between_finished_ones_are_bounded(
+    seed: int, trials: int, slots: int
+) -> None:
     rng = random.Random(seed)
     cover, placed = Cover(along_front(LOW, HIGH), {"lpss": Range(LOW, HIGH)}), []
     for number in range(trials):
@@ -325,7 +327,7 @@ def test_of_a_cover_at_least_one_trial_in_three_finishes_in_every_part(seed: int
     assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 2 * 3.0 / trials * extent + 1e-9
 
 
-def test_the_only_trial_of_a_part_goes_on_however_bad_it_is() -> None:
+def test_the_only_trial_of_similar_sparsity_continues_at_any_accuracy() -> None:
     halving = like()
     train(halving, [(s, 0.9) for s in evenly(10)[:6] * 3])
     assert halving.goes_on(50, "lpss", 5, (0.2, HIGH))
@@ -335,13 +337,13 @@ def test_the_only_trial_of_a_part_goes_on_however_bad_it_is() -> None:
     assert halving.goes_on(52, "lpss", 5, (0.01, HIGH))
 
 
-def test_methods_have_parts_of_their_own() -> None:
+def test_like_stopping_compares_trials_of_one_method_only() -> None:
     halving = like()
     train(halving, [(s, 0.9) for s in evenly(30)])
     assert all(halving.goes_on(100 + n, "gmp", 5, (0.1, s)) for n, s in enumerate((0.5, 0.9, 0.99)))
 
 
-def test_like_trials_decide_after_a_restart_as_if_there_had_been_none() -> None:
+def test_like_stopping_decides_after_a_restart_as_without_a_restart() -> None:
     rng = random.Random(3)
     trials = [(s, rng.random()) for s in evenly(24)]
     unbroken = train(like(), trials)

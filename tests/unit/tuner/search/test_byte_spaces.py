@@ -41,7 +41,7 @@ def limit_of(most: int, bits: int = 2, *, known: bool = True) -> ByteLimit:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("width", [0.3, 0.6, 1.0])
-def test_a_narrow_network_has_about_the_layout_of_the_smaller_one(width: float, bits: int) -> None:
+def test_a_width_limit_predicts_the_layout_of_the_narrower_network(width: float, bits: int) -> None:
     limit = limit_of(1500)
     groups = limit.neurons
     assert groups is not None
@@ -54,7 +54,7 @@ def test_a_narrow_network_has_about_the_layout_of_the_smaller_one(width: float, 
     assert part.neuron_bytes(10**6) == whole.neuron_bytes(10**6)
 
 
-def test_the_rule_for_too_many_neurons() -> None:
+def test_biases_and_scales_over_a_third_of_the_limit_are_too_many_neurons() -> None:
     limit = limit_of(1500)
     assert limit.neuron_bytes() == 400 * 4 + 10 * 2  # the biases of the last layer are always there
     assert too_many_neurons(limit)
@@ -64,7 +64,7 @@ def test_the_rule_for_too_many_neurons() -> None:
 
 
 @given(most=st.integers(300, 20_000))
-def test_widths_are_in_order_and_use_the_bytes(most: int) -> None:
+def test_the_range_of_widths_is_ordered_and_the_roomiest_fits_the_most_weights(most: int) -> None:
     limit = limit_of(most)
     widths = widths_for(limit)
     assert 0 < widths.low <= widths.centre <= widths.high <= 1
@@ -104,7 +104,7 @@ def test_bits_that_cannot_fit_are_not_searched() -> None:
     assert spaces_within(limit_of(1500, known=False), [dense]) == [dense]
 
 
-def test_spaces_with_widths() -> None:
+def test_the_spaces_of_lpss_and_gmp_search_the_width_and_that_of_rigl_does_not() -> None:
     widths = Widths(0.4, 0.6, 0.8)
     lpss = widths.searched_in(load_space("lpss+bits", 0.95))
     assert lpss.distributions[WIDTH] == FloatDistribution(0.4, 0.8)

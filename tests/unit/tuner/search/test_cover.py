@@ -60,7 +60,7 @@ def test_no_gap_of_a_front_is_wide(low: float, width: float, seed: int, trials: 
             assert max(gaps(placed, goal.lowest, goal.highest)) <= 3 / len(placed) + 1e-9
 
 
-def test_the_ends_come_first_and_then_the_middles() -> None:
+def test_the_ends_of_the_range_are_covered_first_and_then_the_middles() -> None:
     cover, placed = Cover(FRONT, {"lpss": WHOLE}), []
     for number in range(5):
         turn = cover.next(number, {"lpss": placed}, [])
@@ -87,7 +87,7 @@ def test_a_method_without_a_final_sparsity_has_no_turn() -> None:
     assert Cover(FRONT, {}).next(0, {}, []) is None
 
 
-def test_targets_take_turns_and_two_of_three_rounds_are_the_methods() -> None:
+def test_targets_alternate_and_the_method_is_set_in_two_rounds_of_three() -> None:
     cover = Cover(at_targets(0.8, 0.9), {"lpss": Range(0.8, 0.9), "gmp": Range(0.8, 0.9)})
     placed: dict[str, list[float]] = {"lpss": [], "gmp": []}
     turns = []
@@ -112,7 +112,9 @@ def test_targets_take_turns_and_two_of_three_rounds_are_the_methods() -> None:
         (Range.of([0.5, 0.9, 0.99]), [0.99, 0.5, 0.9], (1 / 3, 0.99)),
     ],
 )
-def test_the_widest_gap(own: Range, placed: list[float], expected: tuple[float, float]) -> None:
+def test_the_widest_gap_and_its_next_sparsity_match_known_values(
+    own: Range, placed: list[float], expected: tuple[float, float]
+) -> None:
     assert widest_gap(own, placed) == pytest.approx(expected)
 
 
@@ -152,5 +154,5 @@ def test_the_widest_step_is_where_a_trial_gains_most() -> None:
     assert uncovered == pytest.approx(0.99)
 
 
-def test_a_turn_leaves_the_method_to_the_sampler_unless_it_says_one() -> None:
+def test_a_turn_without_a_method_lets_the_sampler_choose_the_method() -> None:
     assert Turn(0.9).method is None

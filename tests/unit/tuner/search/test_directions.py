@@ -111,7 +111,7 @@ def test_both_directions_give_the_same_search(goal: Goal, sampler: str, tmp_path
     assert importances(records)[0] == pytest.approx(importances(list(up.records.values()))[0])
 
 
-def test_a_front_is_searched_alike_in_other_units(tmp_path: Path) -> None:
+def test_a_front_search_does_not_depend_on_the_metrics_unit(tmp_path: Path) -> None:
     """What counts as noise goes with the size of the metric: else the search in large units would be another."""
     goal = judged(along_front(0.5, 0.98), DOWN)
     for factor in (1.0, 1024.0):  # a power of two rounds nothing
@@ -130,7 +130,7 @@ points = st.tuples(st.sampled_from([0.5, 0.7, 0.8, 0.9, 0.95]), st.floats(-1e6, 
 
 @settings(deadline=None)
 @given(st.lists(points, max_size=12), st.floats(-1e6, 1e6), st.booleans())
-def test_a_hypervolume_never_falls_and_ends_in_the_metrics_own_units(
+def test_a_hypervolume_never_falls_and_its_mean_is_no_worse_than_the_baseline(
     found: list[tuple[float, float]], baseline: float, up: bool
 ) -> None:
     goal = Goal((0.5,), ceiling=0.9, objective=UP if up else DOWN, baseline=baseline)
@@ -153,7 +153,7 @@ def test_a_hypervolume_never_falls_and_ends_in_the_metrics_own_units(
         assert mean == pytest.approx(better(mean, better(everywhere)))
 
 
-def test_records_keep_the_metrics_name_and_those_of_accuracy_stay_what_they_were() -> None:
+def test_records_store_the_metrics_name_and_accuracy_keeps_its_key() -> None:
     record = TrialRecord(1, "lpss", {}, TrialState.COMPLETED, 54.2, 0.9, rungs={2: 60.0}, objective=DOWN)
     kept = record.to_dict()
     assert kept["val_m"] == 54.2
@@ -165,7 +165,7 @@ def test_records_keep_the_metrics_name_and_those_of_accuracy_stay_what_they_were
     assert TrialRecord.from_dict(plain.to_dict()) == plain
 
 
-def test_what_another_metric_has_judged_is_no_result_but_its_best_is_tried(tmp_path: Path) -> None:
+def test_trials_of_another_metric_are_dropped_but_the_best_point_is_tried(tmp_path: Path) -> None:
     from tune_sparsity.tuner.search.warm_start import warm_start
     from tune_sparsity.tuner.storage.study_storage import parse_storage
 

@@ -32,7 +32,7 @@ def lines(n: int) -> list[dict[str, int]]:
     return [{"op_code": 0, "n": i} for i in range(n)]
 
 
-def test_every_line_waits_by_itself(tmp_path: Path, waits: list[int]) -> None:
+def test_every_append_to_the_journal_is_synced_to_disk(tmp_path: Path, waits: list[int]) -> None:
     journal = Journal(tmp_path / "j")
     for _ in range(3):
         journal.append_logs(lines(2))
@@ -40,7 +40,7 @@ def test_every_line_waits_by_itself(tmp_path: Path, waits: list[int]) -> None:
     assert waits[-1] == (tmp_path / "j").stat().st_size
 
 
-def test_lines_together_wait_once_and_can_be_read_before(tmp_path: Path, waits: list[int]) -> None:
+def test_a_batch_of_lines_is_synced_once_and_readable_before_the_sync(tmp_path: Path, waits: list[int]) -> None:
     journal = Journal(tmp_path / "j")
     with journal.together():
         for _ in range(5):
@@ -56,7 +56,7 @@ def test_lines_together_wait_once_and_can_be_read_before(tmp_path: Path, waits: 
     assert len(waits) == 2
 
 
-def test_what_was_written_before_an_error_is_waited_for(tmp_path: Path, waits: list[int]) -> None:
+def test_lines_written_before_an_error_are_synced_to_disk(tmp_path: Path, waits: list[int]) -> None:
     journal = Journal(tmp_path / "j")
 
     def fail() -> None:
@@ -79,7 +79,7 @@ def test_a_line_that_a_process_died_in_is_dropped(tmp_path: Path, torn: bytes) -
     assert list(JournalFileBackend(str(tmp_path / "j")).read_logs(0)) == lines(2)
 
 
-def test_it_takes_turns_with_optunas_own(tmp_path: Path) -> None:
+def test_the_journal_can_be_written_in_turn_with_optunas_own_backend(tmp_path: Path) -> None:
     ours, theirs = Journal(tmp_path / "j"), JournalFileBackend(str(tmp_path / "j"))
     for _ in range(3):
         ours.append_logs(lines(1))
@@ -88,7 +88,7 @@ def test_it_takes_turns_with_optunas_own(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_waiting_trials_are_found_also_those_of_another_process(tmp_path: Path) -> None:
+def test_waiting_trials_are_found_even_if_another_process_enqueued_them(tmp_path: Path) -> None:
     file = tmp_path / "j"
     study = optuna.create_study(storage=RecordStorage(Journal(file)), study_name="one")
 

@@ -15,7 +15,7 @@ points = st.lists(st.tuples(coarse, coarse | st.floats(0, 1)), min_size=1, max_s
 
 
 @given(points)
-def test_it_is_scikit_learns_isotonic_regression(drawn: list[tuple[float, float]]) -> None:
+def test_the_falling_fit_equals_scikit_learns_isotonic_regression(drawn: list[tuple[float, float]]) -> None:
     x, y = np.array(drawn).T
     theirs = IsotonicRegression(increasing=False, out_of_bounds="clip").fit(x, y)
     fit = FallingFit(drawn)

@@ -37,13 +37,13 @@ def run(planner: Planner, method: str, trials: int, accuracy: float = 0.9) -> li
     return plans
 
 
-def test_with_one_target_nothing_is_laid_out() -> None:
+def test_with_one_target_there_is_no_planner() -> None:
     goal = at_targets(0.9)
     assert planner_for([space_for("lpss", goal)], goal) is None
 
 
 @pytest.mark.parametrize("name", PRUNING)
-def test_first_points_are_laid_out_for_the_sparsity_that_a_trial_is_for(name: str) -> None:
+def test_first_points_match_the_final_sparsity_of_their_trial(name: str) -> None:
     space = space_for(name, FRONT)
     count = FIRST_ROUNDS * len(load_space(name, 0.5).first)
     for plan in run(Planner([space], FRONT), space.method, count):
@@ -62,14 +62,14 @@ def test_first_points_are_laid_out_for_the_sparsity_that_a_trial_is_for(name: st
             assert value == first.first[index][key] or value in ends
 
 
-def test_the_point_that_theory_suggests_has_the_p_of_the_trials_own_sparsity() -> None:
+def test_the_theoretical_first_point_has_the_p_of_the_trials_sparsity() -> None:
     plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 2)
     assert [plan.configuration and plan.configuration.name for plan in plans] == ["first 3", "first 2"]
     assert plans[1].configuration is not None
     assert plans[1].configuration.params["p"] == load_space("lpss", 0.5).first[2]["p"]
 
 
-def test_points_that_do_not_say_their_target_take_turns(tmp_path: Path) -> None:
+def test_first_points_without_a_target_are_used_in_turn(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(
         "method: gmp\nparameters:\n  lr: {type: float, low: 0.01, high: 0.3}\n"
@@ -79,7 +79,7 @@ def test_points_that_do_not_say_their_target_take_turns(tmp_path: Path) -> None:
     assert [plan.configuration and plan.configuration.params["lr"] for plan in plans] == [0.1, 0.2, 0.1, 0.2]
 
 
-def test_after_the_first_points_one_of_three_trials_is_the_samplers() -> None:
+def test_after_the_first_points_the_sampler_proposes_one_trial_in_three() -> None:
     plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 36)
     searched = [number for number, plan in enumerate(plans) if plan.configuration is None]
     assert searched == list(range(8, 36, SEARCHED))
@@ -90,7 +90,7 @@ def test_without_first_points_the_sampler_begins() -> None:
     assert planned(planner, 0, first_points=False).configuration is None
 
 
-def test_a_plan_for_any_method_pins_the_sparsity_of_all() -> None:
+def test_a_plan_without_a_method_has_the_sparsity_of_every_method() -> None:
     planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT)
     plans = []
     for number in range(40):
@@ -120,7 +120,7 @@ def test_a_configuration_that_is_good_on_average_is_ahead_of_a_lucky_one() -> No
     assert best_configuration(known, 0.9) == "good"
 
 
-def test_a_configuration_is_good_where_it_was_good() -> None:
+def test_the_best_configuration_at_a_sparsity_was_good_at_similar_sparsities() -> None:
     spread = [share / 20 for share in range(21)]
     known = outcomes(
         {"dense": [(x, 0.05 - 0.1 * x) for x in spread], "sparse": [(x + 0.01, 0.1 * x - 0.05) for x in spread]}

@@ -67,7 +67,7 @@ def test_the_command_accepts_exactly_these_samplers() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_only_what_applies_is_proposed_recorded_and_run(sampler: str) -> None:
+def test_only_parameters_whose_condition_holds_are_proposed_and_recorded(sampler: str) -> None:
     searcher = OptunaSearcher([SPACE], TARGET, sampler=sampler)
     for asked in search(searcher, SAMPLERS[sampler].startup + 3 or 12):
         applies = asked.params["feedback"] == "pi"
@@ -84,7 +84,7 @@ def test_the_first_trials_come_from_the_priors(sampler: str) -> None:
     assert [a.params["p"] for a in asked] == pytest.approx([1.3] + [1.2] * (len(asked) - 1), abs=0.04)
 
 
-def test_at_a_target_the_sampler_sees_one_objective_and_the_record_two() -> None:
+def test_at_a_target_the_sampler_has_one_objective_and_the_record_has_two() -> None:
     searcher = OptunaSearcher([SPACE], TARGET)
     asked = searcher.ask()
     searcher.tell(ended(asked, accuracy=0.7))
@@ -110,7 +110,7 @@ def proposed(searcher: OptunaSearcher) -> Asked:
         searcher.tell(ended(asked, State.FAILED))
 
 
-def test_along_a_front_the_sampler_sees_what_is_left_of_the_accuracy_beside_the_sparsity() -> None:
+def test_for_a_front_the_sampler_gets_the_accuracy_minus_its_sparsity_trend() -> None:
     """Accuracies fall by .1 from end to end of the front; one trial has .05 more than the others of its sparsity."""
     searcher = front_searcher()
     gain = {7: 0.05}
@@ -141,7 +141,7 @@ def test_a_sampler_learns_from_the_trials_of_like_sparsity() -> None:
     assert {t.params["p"] for t in seen} == {t.params["p"] for t in nearest[: len(seen)]}
 
 
-def test_a_front_search_that_died_proposes_what_it_would_have(tmp_path: Path) -> None:
+def test_a_restarted_front_search_proposes_the_same_trials_as_an_unbroken_one(tmp_path: Path) -> None:
     whole = search(front_searcher(seed=5), 14)
     journal = tmp_path / "optuna.journal"
     parts = search(front_searcher(seed=5, journal=journal), 9)
@@ -186,7 +186,7 @@ def test_a_sampler_without_constraints_ranks_feasible_before_infeasible_before_s
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
-def test_a_search_that_died_knows_all_that_it_knew(sampler: str, tmp_path: Path) -> None:
+def test_a_restarted_search_gives_the_sampler_the_same_trials(sampler: str, tmp_path: Path) -> None:
     def knows(searcher: OptunaSearcher) -> list[tuple[Any, ...]]:
         return [
             (t.state, t.values, {name: value for name, value in t.params.items() if name != "feedback_gain"})
@@ -223,7 +223,7 @@ def trial(value: float, number: int = 0, state: TrialState = TrialState.COMPLETE
     )
 
 
-def test_of_a_long_study_the_best_and_the_latest_stay() -> None:
+def test_a_sampler_of_a_long_study_keeps_the_best_and_the_latest_trials() -> None:
     study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=40, best=10))
     study.add([trial(-number, number) for number in range(30)])
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
@@ -238,7 +238,7 @@ def test_of_a_long_study_the_best_and_the_latest_stay() -> None:
     assert [t.value for t in study._study.trials[-1:]] == [1.0]
 
 
-def test_with_more_trials_running_than_it_keeps_the_study_is_not_begun_anew_at_every_end() -> None:
+def test_the_samplers_study_is_rarely_rebuilt_if_many_trials_are_running() -> None:
     study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5))
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
     running = [record.ask({"x": FloatDistribution(0, 1000)}) for _ in range(60)]
@@ -254,7 +254,7 @@ def test_with_more_trials_running_than_it_keeps_the_study_is_not_begun_anew_at_e
     assert len(begun) <= 1 + 60 // 5
 
 
-def test_only_the_latest_running_trials_are_seen_and_the_ends_of_all() -> None:
+def test_a_sampler_sees_the_latest_running_trials_and_every_completed_one() -> None:
     study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5, running=4))
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
     running = []
@@ -288,7 +288,7 @@ def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
         ("gp", False, 2, "several methods"),
     ],
 )
-def test_a_sampler_that_cannot_is_refused_with_those_that_can(
+def test_an_unsuitable_sampler_is_refused_and_suitable_ones_are_named(
     sampler: str, front: bool, methods: int, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said) as caught:
@@ -298,7 +298,7 @@ def test_a_sampler_that_cannot_is_refused_with_those_that_can(
 
 
 @pytest.mark.parametrize("sampler", [name for name, kind in SAMPLERS.items() if kind.front and name != "gp"])
-def test_the_others_search_fronts_and_several_methods(sampler: str) -> None:
+def test_front_samplers_except_gp_search_a_front_with_two_methods(sampler: str) -> None:
     check_sampler(sampler, front=True, methods=2)
     searcher = front_searcher("lpss", "gmp", sampler=sampler)
     asked = []

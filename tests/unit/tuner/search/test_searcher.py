@@ -93,7 +93,7 @@ def test_the_spaces_first_points_come_first_and_complete(journal: Path | None) -
     assert all(a.params not in [b.params for b in asked if b is not a] for a in asked)
 
 
-def test_the_built_in_space_starts_with_its_theory() -> None:
+def test_the_first_trials_of_the_lpss_space_are_its_first_points() -> None:
     space = load_space("lpss", TARGET)
     searcher = OptunaSearcher([space], TARGET)
     first = space.first_for(TARGET)
@@ -155,7 +155,7 @@ def test_optuna_has_the_true_states_and_values_of_trials(journal: Path | None) -
     assert searcher.finished() == [told[number] for number in range(4)]
 
 
-def test_a_failed_trial_without_any_measure_can_be_told() -> None:
+def test_a_failed_trial_without_a_measurement_is_recorded() -> None:
     searcher = OptunaSearcher([SMALL], TARGET)
     asked = searcher.ask()
     searcher.tell(TrialRecord(asked.number, asked.method, asked.params, TrialState.FAILED, reason="lost"))
@@ -163,7 +163,7 @@ def test_a_failed_trial_without_any_measure_can_be_told() -> None:
     assert searcher.finished()[0].reason == "lost"
 
 
-def test_the_constraint_is_what_is_missing_to_the_target(journal: Path | None) -> None:
+def test_the_constraint_is_the_target_minus_the_sparsity(journal: Path | None) -> None:
     searcher = OptunaSearcher([SMALL], TARGET, journal=journal)
     sparsities = (0.85, 0.9, 0.92)
     for sparsity in sparsities:
@@ -260,7 +260,7 @@ def test_a_quasi_random_sequence_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("whole_lines_lost", [0, 1, 2])
-def test_a_journal_that_a_crash_cut_off_can_be_gone_on_with(whole_lines_lost: int, tmp_path: Path) -> None:
+def test_a_search_continues_from_a_truncated_journal(whole_lines_lost: int, tmp_path: Path) -> None:
     journal = tmp_path / "optuna.journal"
     first = OptunaSearcher([SMALL], TARGET, journal=journal)
     search(first, 3)

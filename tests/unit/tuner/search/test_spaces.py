@@ -55,14 +55,14 @@ def test_a_built_in_space_spans_the_goal(name: str, goal: Goal) -> None:
     assert space.first == ()
 
 
-def test_an_experiments_own_space_takes_the_place_of_its_methods() -> None:
+def test_an_experiments_own_space_replaces_the_built_in_one_of_the_method() -> None:
     config = make_config({"target": 0.9, "method": ["gmp", "lpss"]})
     assert [one.name for one in spaces_of(config, at_targets(0.9), "lpss-few-examples")] == ["gmp", "lpss-few-examples"]
     told = make_config({"target": 0.9, "space": "lpss"})
     assert [one.name for one in spaces_of(told, at_targets(0.9), "lpss-few-examples")] == ["lpss"]
 
 
-def test_what_a_space_fixes_to_the_target_is_searched_over_the_targets(space_file: Any) -> None:
+def test_a_final_sparsity_fixed_to_target_is_searched_over_all_targets(space_file: Any) -> None:
     space = space_for(space_file("target"), SEVERAL)
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(0.8, 0.95)
     assert FINAL_SPARSITY not in space.fixed
@@ -78,7 +78,7 @@ def test_what_a_space_fixes_to_the_target_is_searched_over_the_targets(space_fil
         ("{type: categorical, choices: [0.96, 0.8, 0.92]}", [0.8, 0.92, 0.96]),
     ],
 )
-def test_a_target_is_pinned_to_the_least_searched_value_that_serves(
+def test_a_trial_gets_the_smallest_searched_sparsity_that_meets_its_target(
     final_sparsity: str, expected: list[float], space_file: Any
 ) -> None:
     space = space_for(space_file(final_sparsity), SEVERAL)
@@ -96,7 +96,7 @@ def tell(searcher: OptunaSearcher, asked: Asked, state: TrialState = TrialState.
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii"])
-def test_every_target_and_method_gets_its_share_and_all_else_is_the_samplers(sampler: str, tmp_path: Path) -> None:
+def test_targets_alternate_and_each_pruning_method_has_trials_at_every_target(sampler: str, tmp_path: Path) -> None:
     methods = ["lpss", "gmp", "dense"]
     both = spaces(SEVERAL, method=methods)
 
@@ -145,7 +145,7 @@ def test_a_front_is_covered_by_every_method_whatever_the_sampler(sampler: str) -
         (at_targets(0.9), {"space": "dense", "method": "dense"}, "no final_sparsity of 0.9"),
     ],
 )
-def test_a_space_that_cannot_serve_is_refused(goal: Goal, options: dict[str, Any], said: str) -> None:
+def test_an_unknown_or_unsuitable_space_is_refused(goal: Goal, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         spaces(goal, **options)
     assert said in str(caught.value)
@@ -174,6 +174,6 @@ def test_a_file_that_never_reaches_the_goal_is_refused(
             spaces(goal, space=file)
 
 
-def test_dense_serves_beside_others_and_at_zero() -> None:
+def test_dense_is_allowed_with_another_method_and_at_target_zero() -> None:
     assert len(spaces(at_targets(0.9), method="lpss,dense")) == 2
     assert len(spaces(at_targets(0.0), method="dense")) == 1

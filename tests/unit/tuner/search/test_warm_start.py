@@ -66,7 +66,7 @@ def test_trials_of_the_same_space_are_carried_over(earlier: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("other", [{"experiment": "mnist"}, {"epochs": 10}])
-def test_of_another_experiment_or_length_only_the_best_point_comes(
+def test_only_the_best_point_is_used_if_the_experiment_or_epochs_differ(
     other: dict[str, Any], earlier: Any, tmp_path: Path
 ) -> None:
     records = earlier(**other)
@@ -103,7 +103,7 @@ def test_trials_with_another_fixed_value_are_not_carried_over(earlier: Any, tmp_
 
 
 @pytest.mark.parametrize(("value", "carried"), [("global", 6), ("erk", 0)])
-def test_trials_from_before_a_parameter_are_carried_over_where_it_has_the_default(
+def test_trials_without_a_new_parameter_are_carried_over_if_it_is_the_default(
     value: str, carried: int, earlier: Any, tmp_path: Path
 ) -> None:
     earlier()
@@ -111,7 +111,7 @@ def test_trials_from_before_a_parameter_are_carried_over_where_it_has_the_defaul
     assert len(warm_start(["before"], LocalStorage(tmp_path), [space], TARGET, ALIKE).trials) == carried
 
 
-def test_what_is_carried_over_teaches_the_sampler_and_is_none_of_the_study_s_own(earlier: Any, tmp_path: Path) -> None:
+def test_carried_over_trials_inform_the_sampler_but_do_not_join_the_study(earlier: Any, tmp_path: Path) -> None:
     earlier()
     found = warm_start(["before"], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
     journal = tmp_path / "new.journal"
@@ -158,7 +158,7 @@ def test_an_unknown_study_is_refused(study: str, said: str, earlier: Any, tmp_pa
         warm_start([study], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
 
 
-def test_a_study_that_has_nothing_to_say_is_refused(earlier: Any, tmp_path: Path) -> None:
+def test_a_study_without_usable_trials_is_refused(earlier: Any, tmp_path: Path) -> None:
     earlier()
     with pytest.raises(UsageError, match="no completed trial of gmp"):
         warm_start(["before"], LocalStorage(tmp_path), [replace(SPACE, method="gmp")], TARGET, ALIKE)

@@ -16,7 +16,7 @@ from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.storage.study_storage import LocalStorage, S3Storage, parse_storage
 
 
-def test_a_value_of_the_option_is_a_folder_or_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_storage_option_accepts_a_folder_or_an_s3_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     assert parse_storage("kept/here") == parse_storage(Path("kept/here")) == LocalStorage(Path("kept/here"))
@@ -25,7 +25,7 @@ def test_a_value_of_the_option_is_a_folder_or_a_prefix(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("value", ["", "a\0", 5, None, ["a"], "gs://bucket", "s3:bucket"])
-def test_another_value_is_refused(value: Any) -> None:
+def test_an_invalid_value_of_the_storage_option_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="give a folder, or s3://BUCKET/PREFIX"):
         parse_storage(value)
 
@@ -49,7 +49,7 @@ def test_a_study_is_found_by_its_name_or_by_its_folder(tmp_path: Path, monkeypat
     assert away.folder_with("c", "study.yaml") == Path("c")  # a folder is found before the store is asked
 
 
-def test_a_study_in_a_folder_is_claimed_by_one_and_tidied_when_it_goes_on(tmp_path: Path) -> None:
+def test_one_process_claims_a_study_and_a_resume_removes_temporary_files(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "new" / "studies")
     assert not storage.exists("s")
     with storage.claim("s", resume=False) as mirror:
@@ -71,7 +71,7 @@ def test_a_check_of_a_folder_leaves_no_trace(tmp_path: Path) -> None:
         LocalStorage(tmp_path / "file" / "studies").check()
 
 
-def test_a_folder_is_sent_as_text() -> None:
+def test_a_pickled_folder_contains_its_path_as_text() -> None:
     """A node may run another version of Python, whose pickles of paths differ; it is to say so itself."""
     sent = pickle.dumps(Folder(Path("/studies/s")))
     assert b"pathlib" not in sent

@@ -23,7 +23,7 @@ def test_values_that_differ_by_less_than_their_error_have_their_mean_as_estimate
     assert shrunk(0.99, [0.99, 0.98, 0.97, 0.98, 0.98], 180).value == pytest.approx(0.98, rel=1e-12)
 
 
-def test_many_examples_change_nothing() -> None:
+def test_with_many_examples_the_estimate_equals_the_measured_value() -> None:
     value, error = shrunk(0.9, [0.9, 0.8, 0.7, 0.6], 10**9)
     assert value == pytest.approx(0.9, abs=1e-7)
     assert error == pytest.approx(math.sqrt(0.09 / 10**9), rel=1e-4)

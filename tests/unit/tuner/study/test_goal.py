@@ -35,7 +35,7 @@ def histories(draw: st.DrawFn) -> list[TrialRecord]:
     ]
 
 
-def test_each_kind_says_what_it_is() -> None:
+def test_each_kind_of_goal_has_its_range_of_sparsities_and_its_text() -> None:
     single, several, front, count, size, operations, time = (
         at_targets(0.9),
         at_targets(0.8, 0.95),
@@ -60,7 +60,7 @@ def test_each_kind_says_what_it_is() -> None:
     assert str(time) == "at most 0.5 ms at batch 8, about 12,000 multiply-adds"
 
 
-def test_multiply_adds_alone_make_a_trial_feasible() -> None:
+def test_only_the_multiply_adds_decide_whether_a_trial_is_feasible() -> None:
     goal = Goal((0.75,), max_macs=1000)
     records = [
         trial(0, 0.9, 0.8, macs=1000),
@@ -73,7 +73,7 @@ def test_multiply_adds_alone_make_a_trial_feasible() -> None:
     assert goal.condition == "at most 1,000 multiply-adds"
 
 
-def test_bytes_alone_make_a_trial_feasible() -> None:
+def test_only_the_bytes_decide_whether_a_completed_trial_is_feasible() -> None:
     goal = within_bytes(1000, 100, 1000)
     assert goal.lowest == 0.9
     records = [
@@ -106,14 +106,14 @@ def test_bytes_alone_make_a_trial_feasible() -> None:
         lambda: at_most(11, 10),
     ],
 )
-def test_what_is_no_goal_is_refused(made: object) -> None:
+def test_an_invalid_goal_is_refused(made: object) -> None:
     with pytest.raises(ValueError, match=r"must|one target"):
         made()  # type: ignore[operator]
 
 
 @quick
 @given(weights=st.integers(1, 10**9), data=st.data())
-def test_a_count_is_the_sparsity_that_leaves_exactly_so_many_weights(weights: int, data: st.DataObject) -> None:
+def test_a_nonzero_limit_becomes_the_exact_sparsity_that_leaves_that_number(weights: int, data: st.DataObject) -> None:
     nonzero = data.draw(st.integers(1, weights))
     sparsity = at_most(nonzero, weights).lowest
     assert zeros_for(sparsity, weights) == weights - nonzero  # what a trial is projected to
@@ -122,7 +122,7 @@ def test_a_count_is_the_sparsity_that_leaves_exactly_so_many_weights(weights: in
         assert (weights - nonzero - 1) / weights < sparsity  # one weight more would not be
 
 
-def test_a_count_whose_quotient_is_rounded_up_does_not_ask_for_one_zero_more() -> None:
+def test_rounding_a_nonzero_limit_to_a_sparsity_adds_no_extra_zero() -> None:
     rounded = next(w for w in range(3, 10**6) if Fraction(repr(1 / w)) > Fraction(1, w))
     assert zeros_for(1 / rounded, rounded) == 2
     assert zeros_for(sparsity_of(1, rounded), rounded) == 1
@@ -146,7 +146,7 @@ def test_the_best_are_the_most_accurate_that_are_sparse_enough(records: list[Tri
 
 @quick
 @given(histories(), st.sampled_from(GOALS))
-def test_a_standing_kept_up_to_date_is_that_of_all_records(records: list[TrialRecord], goal: Goal) -> None:
+def test_an_incrementally_updated_front_equals_the_front_of_all_records(records: list[TrialRecord], goal: Goal) -> None:
     standing, seen, since = FrontTracker(goal), [], 0
     for record in records:
         before = goal.score(goal.front(seen))
@@ -166,7 +166,9 @@ def test_a_standing_kept_up_to_date_is_that_of_all_records(records: list[TrialRe
 
 @quick
 @given(st.lists(st.tuples(measures, measures, st.sampled_from([None, 1, 2, 3, 4, 9])), max_size=14))
-def test_the_candidates_of_a_latency_are_kept_up_to_date(drawn: list[tuple[float, float, int | None]]) -> None:
+def test_incremental_latency_candidates_equal_those_of_all_records(
+    drawn: list[tuple[float, float, int | None]],
+) -> None:
     goal = Goal((0.0,), max_macs=4, max_latency=1.0)
     standing, seen = FrontTracker(goal), list[TrialRecord]()
     for number, (accuracy, sparsity, macs) in enumerate(drawn):
@@ -179,7 +181,7 @@ def test_the_candidates_of_a_latency_are_kept_up_to_date(drawn: list[tuple[float
         assert standing.reported == (standing.candidates or goal.reported(seen))
 
 
-def test_what_is_a_gain_depends_on_the_goal() -> None:
+def test_the_goal_decides_which_trial_is_a_gain() -> None:
     first, sparser, better = trial(0, 0.9, 0.95), trial(1, 0.97, 0.90), trial(2, 0.8, 0.96)
     assert [FrontTracker(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
     several = FrontTracker(at_targets(0.8, 0.95), [first])
@@ -191,7 +193,7 @@ def test_what_is_a_gain_depends_on_the_goal() -> None:
     assert not FrontTracker(along_front(0.5, 0.9), [first]).add(sparser)  # beyond the front's end
 
 
-def test_a_fronts_hypervolume_ends_at_its_upper_end_and_is_a_mean_accuracy() -> None:
+def test_the_hypervolume_ends_at_the_upper_sparsity_of_the_front() -> None:
     goal = along_front(0.5, 0.9)
     records = [trial(0, 0.7, 1.0), trial(1, 0.95, 0.5), trial(2, 0.4, 1.0)]
     area = 0.2 * 1.0 + 0.2 * 0.5
@@ -199,7 +201,7 @@ def test_a_fronts_hypervolume_ends_at_its_upper_end_and_is_a_mean_accuracy() -> 
     assert goal.mean_value(area) == pytest.approx(0.75)  # 1 on the first half of the range, a half on the second
 
 
-def test_what_no_trial_covers_yet_is_said() -> None:
+def test_missing_above_is_the_sparsity_above_which_no_trial_is_feasible() -> None:
     goal = along_front(0.5, 0.9)
     assert goal.missing_above([]) is None
     assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # nothing is feasible yet: that is said otherwise

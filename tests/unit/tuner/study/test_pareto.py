@@ -60,7 +60,7 @@ def test_the_front_is_exactly_what_no_feasible_trial_dominates(records: list[Tri
 
 @quick
 @given(trial_lists())
-def test_everything_feasible_beside_the_front_is_dominated_by_it_or_equal_and_later(records: list[TrialRecord]) -> None:
+def test_feasible_trials_off_the_front_are_dominated_or_later_duplicates(records: list[TrialRecord]) -> None:
     front = pareto_front(records, TARGET)
     for other in feasible(records):
         if other not in front:
@@ -99,7 +99,7 @@ def test_only_completed_trials_at_the_target_or_above_count() -> None:
     assert pareto_front([], 0.9) == []
 
 
-def test_a_completed_trial_whose_accuracy_is_nan_is_nowhere() -> None:
+def test_a_completed_trial_with_a_nan_accuracy_is_neither_best_nor_on_the_front() -> None:
     records = [trial(0, 0.95, math.nan), trial(1, 0.9, 0.5)]
     assert pareto_front(records, 0.9) == [records[1]]
     assert best_trial(records, 0.9) is records[1]

@@ -12,7 +12,7 @@ ENDS = {"leave": "leave(3)", "normal": "sys.exit(3)", "with a file": "open(folde
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_a_process_leaves_no_temporary_folder_and_all_its_output(tmp_path: Path, end: str) -> None:
+def test_an_ending_process_flushes_output_and_removes_its_temporary_folder(tmp_path: Path, end: str) -> None:
     code = (
         "import sys; from tune_sparsity.tuner.system.leaving import leave, temporary_folder\n"
         f"folder = temporary_folder(); print(folder, folder.is_dir(), end=''); {end}"

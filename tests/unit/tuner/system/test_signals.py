@@ -16,7 +16,7 @@ from tune_sparsity.tuner.search.journal import Journal
 from tune_sparsity.tuner.system.signals import handled, interruptible, terminable, undisturbed
 
 
-def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_first_signal_asks_the_study_to_stop_and_a_second_interrupts_it(capsys: pytest.CaptureFixture[str]) -> None:
     class Stop:
         asked = False
 
@@ -66,7 +66,7 @@ def test_an_interrupt_leaves_no_line_of_the_journal_half_done(
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_an_interrupt_waits_for_the_outermost_of_what_is_done_whole() -> None:
+def test_an_interrupt_waits_for_the_outermost_undisturbed_block() -> None:
     done = []
 
     def work() -> None:

@@ -50,7 +50,7 @@ def test_a_note_comes_back_as_it_was_written(
 
 
 @given(limit=st.integers(1, 400))
-def test_parts_of_any_size_are_the_whole(limit: int) -> None:
+def test_notes_read_in_parts_of_any_size_equal_all_notes(limit: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         outbox = Outbox(Path(name), IDENTITY)
         for epoch in range(8):
@@ -63,7 +63,7 @@ def test_parts_of_any_size_are_the_whole(limit: int) -> None:
         assert [note.step for note in notes if note.metrics] == list(range(8))
 
 
-def test_what_is_known_is_not_noted_again(tmp_path: Path) -> None:
+def test_unchanged_metrics_and_parameters_are_not_written_again(tmp_path: Path) -> None:
     for _ in range(2):  # the second time in a process of its own, as it were
         outbox = Outbox(tmp_path, IDENTITY)
         for epoch in (1, 2):
@@ -83,7 +83,7 @@ def test_what_is_known_is_not_noted_again(tmp_path: Path) -> None:
     assert [note.params for note in told(tmp_path)] == [{"p": "1.5"}, {}, {}, {}]
 
 
-def test_a_parameter_given_differently_is_a_tag(tmp_path: Path) -> None:
+def test_a_parameter_that_changes_on_resume_is_recorded_as_a_tag(tmp_path: Path) -> None:
     Outbox(tmp_path, IDENTITY).note(PARENT, params={"trials": 2, "seed": 0})
     Outbox(tmp_path, IDENTITY).note(PARENT, params={"trials": 3, "seed": 0, "new": 1})
     first, second = told(tmp_path)
@@ -91,7 +91,7 @@ def test_a_parameter_given_differently_is_a_tag(tmp_path: Path) -> None:
     assert first.params == {"trials": "2", "seed": "0"}
 
 
-def test_a_study_keeps_its_id_and_another_has_another(tmp_path: Path) -> None:
+def test_a_study_keeps_its_id_and_two_studies_have_different_ids(tmp_path: Path) -> None:
     one, again = (Outbox(tmp_path / "a", IDENTITY).identity for _ in range(2))
     other = Outbox(tmp_path / "b", IDENTITY).identity
     assert one == again
@@ -111,7 +111,7 @@ def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     assert read_notes(outbox.file)[1] == outbox.size()
 
 
-def test_runs_that_nobody_ends_are_killed_the_parent_last(tmp_path: Path) -> None:
+def test_abandoned_runs_end_as_killed_and_the_parent_run_is_the_last(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, IDENTITY)
     for number in range(3):
         outbox.note(f"t000{number}", tags={"state": "running"})
@@ -151,7 +151,7 @@ def _append_many(folder: Path, run: str) -> None:
         append(folder, Note(run, step=step, tags={"text": "x" * 3000}))
 
 
-def test_notes_of_a_run_come_together_and_the_parents_last() -> None:
+def test_notes_are_grouped_by_run_and_the_parent_run_is_the_last() -> None:
     notes = [
         Note(PARENT, at=1, params={"a": "1"}, status="RUNNING"),
         Note("t0000", at=2, metrics={"acc": 0.5}, step=1, files=["x"]),

@@ -55,7 +55,9 @@ def note_of(own: tuple[Experiment, Data, str], folder: Path, **more: Any) -> dic
     return model_note(folder, folder / "best", experiment, name, data, **given)
 
 
-def test_what_is_served_holds_tensors_json_and_code(own: tuple[Experiment, Data, str], tmp_path: Path) -> None:
+def test_a_served_model_contains_only_its_tensors_json_files_and_code(
+    own: tuple[Experiment, Data, str], tmp_path: Path
+) -> None:
     experiment, data, name = own
     network = network_of(experiment, tmp_path / "best")
     for neighbour in ("README.md", "credentials", "run.log", "data.npy", "optuna.journal", "other.py"):

@@ -44,7 +44,7 @@ def content(file: Path) -> tuple[list[Any], dict[str, list[Any]]]:
     return schema, rows
 
 
-def test_a_copy_is_what_mlflow_makes(tmp_path: Path, migrations: list[Any]) -> None:
+def test_copied_tables_equal_the_tables_that_mlflow_creates(tmp_path: Path, migrations: list[Any]) -> None:
     made, copied = tmp_path / "made.db", tmp_path / "copied.db"
     make_store(made, "file:///one")
     assert kept_tables().is_file()
@@ -88,7 +88,7 @@ def names(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("spoil", [damaged, of_another_version, without_a_version, empty])
-def test_tables_that_are_no_good_are_made_anew(spoil: Any, tmp_path: Path, migrations: list[Any]) -> None:
+def test_damaged_or_outdated_cached_tables_are_created_again(spoil: Any, tmp_path: Path, migrations: list[Any]) -> None:
     make_store(tmp_path / "first.db", "file:///a")
     spoil(kept_tables())
     for name in ("second.db", "third.db"):
@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, cache: P
 
 
 @pytest.mark.parametrize("package", ["mlflow", "sqlalchemy", "alembic"])
-def test_another_version_has_tables_of_its_own(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_package_version_has_its_own_cached_tables(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = kept_tables()
     monkeypatch.setattr(f"{package}.__version__", "99.0")
     assert kept_tables() != before

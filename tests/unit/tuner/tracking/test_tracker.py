@@ -32,7 +32,7 @@ from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking.tracker import Tracker
 
 
-def test_one_parent_and_a_nested_run_a_trial(tracker: MakeTracker, store: Path) -> None:
+def test_a_study_has_a_parent_run_and_a_nested_run_for_each_trial(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     one.start_study({"trials": 4, "sampler": "tpe"}, {"host": "here"})
     for number in range(4):
@@ -134,7 +134,7 @@ def test_a_resumed_study_continues_the_same_runs(tracker: MakeTracker, store: Pa
     assert len(client(store).get_metric_history(ids["t0001"], "train_loss")) == 1
 
 
-def test_a_finished_study_runs_again_while_it_is_resumed(tracker: MakeTracker, store: Path) -> None:
+def test_the_runs_of_a_killed_study_are_running_again_after_a_resume(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     one.start_study({}, {})
     one.start_trial(record(0))
@@ -152,7 +152,7 @@ def test_a_finished_study_runs_again_while_it_is_resumed(tracker: MakeTracker, s
     assert trials["t0000"].data.tags["reason"] == ""
 
 
-def test_studies_of_one_experiment_keep_to_themselves(tracker: MakeTracker, store: Path) -> None:
+def test_studies_of_one_experiment_have_separate_parent_runs(tracker: MakeTracker, store: Path) -> None:
     for study in ("a", "it's b"):
         one = tracker(StudyIdentity(study, "digits", 0.9, "lpss"))
         one.start_study({}, {})
@@ -212,7 +212,7 @@ def calls(act: Callable[[], object]) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_hundreds_of_reports_wait_for_nobody_and_cost_the_same_each(
+def test_the_cost_of_a_report_is_constant_and_no_report_waits_for_the_disk(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the writer at its own pace
@@ -239,7 +239,7 @@ def test_hundreds_of_reports_wait_for_nobody_and_cost_the_same_each(
 
 
 @pytest.mark.slow
-def test_standard_streams_stay_clean_and_mlflow_stays_out_of_the_drivers_process(store: Path, tmp_path: Path) -> None:
+def test_the_tracker_prints_nothing_and_imports_no_mlflow_in_the_driver(store: Path, tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
@@ -295,7 +295,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert trials["t0000"].data.metrics == {"val_accuracy": 0.6}
 
 
-def test_a_trial_that_ended_unnoticed_is_told_of_by_the_next_process(tracker: MakeTracker, store: Path) -> None:
+def test_a_resumed_process_records_the_end_of_a_trial_that_was_missed(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     begun(one)
     one.close(120)

@@ -13,7 +13,7 @@ from tune_sparsity.tuner.tracking.client import Owed, RunWriter
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 
 
-def test_mlflow_variables_redirect_nothing(
+def test_mlflow_environment_variables_do_not_redirect_the_tracking(
     tracker: MakeTracker, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = client(store).create_experiment("other")
@@ -86,7 +86,7 @@ def test_studies_that_start_together_share_the_experiment(tracker: MakeTracker, 
     assert len(read(store)[0]) == 2
 
 
-def test_an_unwritable_store_is_told_and_not_raised(tmp_path: Path) -> None:
+def test_an_unwritable_store_is_reported_as_a_problem_and_raises_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     one = InThread(f"sqlite:///{tmp_path}/file/mlflow.db", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
@@ -104,7 +104,7 @@ def test_an_unwritable_store_is_told_and_not_raised(tmp_path: Path) -> None:
     assert one.experiment_id is None
 
 
-def test_a_file_that_is_no_store_is_told_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported_and_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     file.write_text("someone's notes, not a database\n" * 100)
     one = InThread(f"sqlite:///{file}", IDENTITY, tmp_path / "study")
@@ -147,7 +147,7 @@ def test_a_store_that_comes_back_gets_everything(
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.6)]
 
 
-def test_what_the_store_refuses_for_good_is_told_and_the_rest_written(tracker: MakeTracker, store: Path) -> None:
+def test_runs_that_the_store_refuses_are_reported_and_others_are_written(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     one.start_study({}, {})
     for number in (0, 1):
@@ -172,6 +172,6 @@ def test_another_study_of_the_same_name_has_runs_of_its_own(store: Path, tmp_pat
     assert sorted(run.data.tags["role"] for run in runs) == ["parent", "parent", "trial", "trial"]
 
 
-def test_a_new_store_appears_whole_beside_nothing_else(new_store: Path) -> None:
+def test_a_new_store_is_complete_and_leaves_no_temporary_file(new_store: Path) -> None:
     assert [path.name for path in new_store.parent.iterdir()] == ["mlflow.db"]
     assert client(new_store).get_experiment("0").name == "Default"

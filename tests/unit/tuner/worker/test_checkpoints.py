@@ -67,7 +67,7 @@ def test_tensors_keep_every_bit(tensor: torch.Tensor, tmp_path: Path) -> None:
         )
 
 
-def test_what_is_packed_does_not_change_any_more() -> None:
+def test_a_packed_tensor_does_not_change_with_the_original_tensor() -> None:
     tensor = torch.ones(3)
     tensors, _ = checkpoints.pack({"a": tensor})
     tensor.zero_()
@@ -137,7 +137,7 @@ def test_a_longer_or_renamed_file_is_noticed(two: tuple[Path, Path], tmp_path: P
     assert epochs_of(tmp_path) == [2]
 
 
-def test_trials_are_told_apart_and_ended_ones_are_swept(tmp_path: Path) -> None:
+def test_checkpoints_belong_to_one_trial_and_those_of_ended_trials_are_removed(tmp_path: Path) -> None:
     place = Folder(tmp_path)
     for number in (1, 2, 10000, 10001):
         stored(tmp_path, number, 1, number)
@@ -147,7 +147,9 @@ def test_trials_are_told_apart_and_ended_ones_are_swept(tmp_path: Path) -> None:
     assert [list(checkpoints.newest(place, number)) for number in (1, 2, 10000, 10001)] == [[], [2], [], [10001]]
 
 
-def test_a_write_that_fails_leaves_nothing_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_raises_an_error_and_keeps_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -161,7 +163,9 @@ def test_a_write_that_fails_leaves_nothing_and_is_told(tmp_path: Path, monkeypat
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_writer_takes_no_more_than_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_writing_takes_at_most_a_fixed_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(checkpoints.EVERY_VARIABLE, raising=False)
     clock = [100.0]
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
@@ -185,7 +189,7 @@ def test_the_writer_takes_no_more_than_its_share(tmp_path: Path, monkeypatch: py
     assert writer.due
 
 
-def test_one_thread_writes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_background_thread_writes_all_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, threads = checkpoints.write, list[threading.Thread]()
 
     def told(*args: Any) -> str:

@@ -115,7 +115,7 @@ def packed(folder: Path, experiment: Experiment | None = None) -> Path:
     return path
 
 
-def test_what_is_packed_is_listed(folder: Path, tmp_path: Path) -> None:
+def test_packed_csv_lists_every_file_that_is_sent_to_workers(folder: Path, tmp_path: Path) -> None:
     write_packed(tmp_path, find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
     rows = list(csv.reader((tmp_path / "packed.csv").open()))
     assert rows[0] == ["file", "bytes"]
@@ -127,14 +127,14 @@ def test_what_is_packed_is_listed(folder: Path, tmp_path: Path) -> None:
     assert not (folder / "packed.csv").exists()
 
 
-def test_data_that_only_the_loader_reads_stays(folder: Path) -> None:
+def test_data_that_only_the_loader_reads_is_not_sent_to_workers(folder: Path) -> None:
     experiment = find(f"{folder}/mine.py:mine")
     assert len(pickle.dumps(Parcel(experiment, f"{folder}/mine.py:mine"))) < 20_000  # MANY alone has 2,000,000
     assert experiment.load(None).train.x.shape == (12, 5)
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_worker_in_another_folder_and_on_another_machine(
+def test_a_worker_trains_in_another_folder_and_on_another_machine(
     folder: Path, tmp_path: Path, elsewhere: Elsewhere, gone: bool
 ) -> None:
     parcel = packed(folder)
@@ -159,7 +159,9 @@ def test_a_folder_that_has_changed_is_not_taken_for_the_sent_one(
     assert elsewhere(parcel)[0] == NONZERO
 
 
-def test_what_cannot_be_imported_elsewhere_goes_by_value(folder: Path, tmp_path: Path, elsewhere: Elsewhere) -> None:
+def test_an_experiment_that_workers_cannot_import_is_pickled_by_value(
+    folder: Path, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
     """Data read at the top level, from a file too large to send."""
     (folder / "sizes.json").rename(tmp_path / "sizes.json")
     (folder / "mine.py").write_text(
@@ -175,7 +177,9 @@ def test_what_cannot_be_imported_elsewhere_goes_by_value(folder: Path, tmp_path:
     assert elsewhere(parcel)[0] == NONZERO
 
 
-def test_what_cannot_be_pickled_goes_by_its_source(folder: Path, tmp_path: Path, elsewhere: Elsewhere) -> None:
+def test_an_experiment_that_cannot_be_pickled_is_sent_as_source_files(
+    folder: Path, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
     lock = "import threading\nLOCK = threading.Lock()\ndef model():\n    assert not LOCK.locked()\n"
     (folder / "mine.py").write_text(FILES["mine.py"].replace("def model():\n", lock))
     experiment = find(f"{folder}/mine.py:mine")
@@ -186,7 +190,9 @@ def test_what_cannot_be_pickled_goes_by_its_source(folder: Path, tmp_path: Path,
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_package_travels(folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_package_reaches_a_worker(
+    folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "place" / "a_users_package"
     (package / "deep").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -218,7 +224,7 @@ def test_built_in_experiments_send_no_code() -> None:
     assert pickle.loads(pickle.dumps(Parcel(experiment, "digits"))).model().state_dict().keys()
 
 
-def test_an_experiment_made_in_python_goes_by_value() -> None:
+def test_an_experiment_made_in_python_is_pickled_by_value() -> None:
     made = replace(find("digits"), name="made", metric=lambda outputs, targets: correct(outputs, targets) / 2)
     assert code_of(made, "") is None
     back = pickle.loads(pickle.dumps(Parcel(made)))
@@ -226,7 +232,7 @@ def test_an_experiment_made_in_python_goes_by_value() -> None:
     assert back.metric(torch.eye(2), torch.tensor([0, 1])).tolist() == [0.5, 0.5]
 
 
-def test_a_metric_of_the_users_own_goes_by_value(folder: Path) -> None:
+def test_a_users_own_metric_is_pickled_by_value(folder: Path) -> None:
     metric = "def worst(outputs, targets):\n    return outputs.max()\n"
     judged = "mine = replace(mine, metric=tune_sparsity.Metric('worst', worst, maximize=False))\n"
     imports = "\nimport tune_sparsity\nfrom dataclasses import replace\n"
@@ -240,13 +246,13 @@ def test_a_metric_of_the_users_own_goes_by_value(folder: Path) -> None:
     assert back.function(torch.eye(2), None) == 1
 
 
-def test_an_experiment_that_is_not_the_one_of_that_name_goes_by_value(folder: Path) -> None:
+def test_an_experiment_that_differs_from_its_named_one_is_pickled_by_value(folder: Path) -> None:
     changed = replace(find(f"{folder}/mine.py:mine"), name="changed")
     assert code_of(changed, f"{folder}/mine.py:mine") is None
     assert pickle.loads(pickle.dumps(Parcel(changed, f"{folder}/mine.py:mine"))).name == "changed"
 
 
-def test_what_can_go_neither_way_says_why() -> None:
+def test_an_experiment_that_cannot_be_sent_gives_an_error_with_the_reason() -> None:
     import threading
 
     lock = threading.Lock()
@@ -264,7 +270,7 @@ def test_code_is_not_unpacked_where_others_may_write(tmp_path: Path, monkeypatch
         Code("a.py:a", "/there/is/no/such/folder", {"a.py": b""}).folder()
 
 
-def test_code_that_cannot_be_imported_on_a_worker_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_error_on_a_worker_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = Code("a.py:a", "/there/is/no/such/folder", {"a.py": b"x = 1\nopen('/there/is/no/such/file')\n"})
     with pytest.raises(ValueError, match=r"FileNotFoundError.*a\.py:2\)$"):

@@ -130,7 +130,7 @@ def test_another_trials_checkpoint_is_not_used(whole: dict[str, Any], tmp_path: 
     assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]
 
 
-def test_a_process_that_is_ended_keeps_its_trial(whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_worker_process_that_ends_writes_its_trials_checkpoint(whole: dict[str, Any], tmp_path: Path) -> None:
     process = Process(tmp_path, "lpss")
     process.trial._writer._next = math.inf  # type: ignore[union-attr]
     process.run(3)
@@ -156,7 +156,7 @@ def test_epochs_are_reported_together_up_to_a_rung(
     assert without_seconds(reports) == whole["lpss"][0]
 
 
-def test_what_was_trained_before_a_failure_is_reported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_of_a_failure_has_the_epochs_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainable, "TOGETHER", 3600.0)
     epoch = trainable.Training.epoch
 
@@ -188,7 +188,7 @@ def test_a_report_arrives_as_it_was_sent() -> None:
         assert Report.from_dict({**told, "training_iteration": 7, "pid": 1}) == report
 
 
-def test_a_network_is_taken_out_of_every_copy_of_the_report(whole: dict[str, Any], tmp_path: Path) -> None:
+def test_the_weights_are_removed_from_every_copy_of_a_report(whole: dict[str, Any], tmp_path: Path) -> None:
     process = Process(tmp_path, "lpss")
     process.trial._shared = replace(process.trial._shared, weights_folder=None)
     told = process.trial.step()

@@ -172,7 +172,7 @@ def test_a_measure_that_is_not_a_number_is_not_drawn() -> None:
     assert traces([trial(0, 0.95, math.nan)]) == {}
 
 
-def test_percent() -> None:
+def test_a_fraction_is_shown_as_a_percentage() -> None:
     assert [percent(fraction) for fraction in (0.9, 0.985, 0.29, 1)] == ["90%", "98.5%", "29%", "100%"]
 
 
@@ -241,14 +241,14 @@ def test_a_figure_without_a_title_is_called_like_its_file(tmp_path: Path) -> Non
     assert "<title>importance</title>" in (tmp_path / "importance.html").read_text(encoding="utf-8")
 
 
-def test_the_theme_asks_for_no_font_of_the_web_and_its_colours_differ() -> None:
+def test_the_theme_needs_no_web_font_and_has_no_colour_twice() -> None:
     colours = THEME["layout"]["colorway"]
     assert len(set(colours)) == len(colours)
     assert all(a != b for a, b in pairwise(colours))
     assert "http" not in str(THEME)
 
 
-def test_every_target_has_a_line_and_its_best_a_star() -> None:
+def test_the_plot_has_a_line_at_each_target_and_a_star_at_its_best_trial() -> None:
     made = front_figure(RECORDS, at_targets(0.9, 0.94), "demo").to_plotly_json()
     assert [shape["x0"] for shape in made["layout"]["shapes"]] == pytest.approx([90, 94])
     assert {"target 90%", "94%"} <= {note["text"] for note in made["layout"]["annotations"]}
@@ -256,7 +256,7 @@ def test_every_target_has_a_line_and_its_best_a_star() -> None:
     assert (stars["name"], list(stars["x"])) == ("best: t0000, t0001", [90, 95])
 
 
-def test_a_front_has_its_two_ends() -> None:
+def test_the_plot_marks_the_lower_and_the_upper_end_of_a_front() -> None:
     made = front_figure(RECORDS, along_front(0.8, 0.99), "demo").to_plotly_json()
     assert [shape["x0"] for shape in made["layout"]["shapes"]] == pytest.approx([80, 99])
     assert {"front from 80%", "to 99%"} <= {note["text"] for note in made["layout"]["annotations"]}

@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> P
     return run_in_process(storage, "eight", **options)
 
 
-def test_a_study_has_all_its_pictures_and_they_show_its_own_figures(folder: Path) -> None:
+def test_a_study_has_all_ten_plots_and_they_show_the_recorded_values(folder: Path) -> None:
     study = read_ended(str(folder), LocalStorage(folder.parent))
     records = study.records()
     shown = figures(pictured("<b>a</b> study", study.goal, records, folder))
@@ -107,7 +107,7 @@ class _References(HTMLParser):
                 self.ids.append(value)
 
 
-def test_the_page_has_every_picture_once_plotly_once_and_nothing_to_fetch(folder: Path) -> None:
+def test_the_page_has_each_plot_and_plotly_js_once_and_no_external_reference(folder: Path) -> None:
     text = (folder / "pictures.html").read_text()
     parser = _References()
     parser.feed(text)
@@ -118,7 +118,7 @@ def test_the_page_has_every_picture_once_plotly_once_and_nothing_to_fetch(folder
     assert "@import" not in text.partition("</style>")[0]
 
 
-def test_a_title_of_the_users_is_no_markup() -> None:
+def test_html_in_titles_and_table_cells_is_escaped() -> None:
     study = Pictured("<script>alert(1)</script>", GOAL, [trial(0, 0.9)])
     assert "<script>alert" not in pictures_page(study, study.title)
     assert "<title>&lt;script&gt;" in page("pictures.html", "<script>", {})
@@ -140,7 +140,7 @@ def test_the_best_over_time_follows_the_order_in_which_trials_ended() -> None:
     assert list(area.y) == [pytest.approx(y) for y in (0.05 * 0.8, 0.05 * 0.8, 0.05 * 0.9)]
 
 
-def test_without_times_it_goes_by_the_trials_and_every_target_has_its_line() -> None:
+def test_without_end_times_the_best_value_of_each_target_is_shown_over_trials() -> None:
     records = [trial(0, 0.9, 0.85, ended=None), trial(1, 0.8, 0.96)]
     low, high, _ = progress_figure(records, at_targets(0.8, 0.95)).data
     assert list(low.x) == [1, 2]
@@ -148,7 +148,7 @@ def test_without_times_it_goes_by_the_trials_and_every_target_has_its_line() -> 
     assert list(high.y) == [None, 80]
 
 
-def test_parallel_coordinates_put_each_value_at_its_place_and_what_a_trial_lacks_below() -> None:
+def test_parallel_coordinates_scale_values_and_show_missing_ones_below_the_axis() -> None:
     records = [
         trial(0, 0.80, params={"p": 1.0, "lr": 0.001, "drop": "ramp"}),
         trial(1, 0.90, params={"p": 1.5, "lr": 0.1, "drop": "threshold", "start": 0.2}),
@@ -191,7 +191,7 @@ def test_learning_curves_end_where_trials_were_stopped() -> None:
     assert curves_figure(records, {}, GOAL) is None
 
 
-def test_the_best_trials_training_has_a_panel_for_what_it_measured() -> None:
+def test_training_curves_of_the_best_trial_have_a_panel_for_each_measure() -> None:
     series = [
         {"epoch": 1.0, "sparsity": 0.2, "threshold": 0.3, "grow_rate": 0.5, "val_accuracy_at_target": 0.5},
         {"epoch": 2.0, "sparsity": 0.8, "val_accuracy_at_target": 0.9},
@@ -219,7 +219,7 @@ def test_panels_fill_the_height_without_touching(count: int) -> None:
     assert all(above[0] > below[1] - 1e-9 for above, below in pairwise(domains))
 
 
-def test_layers_and_weights_are_counted_in_the_weights_themselves() -> None:
+def test_sparsity_and_distribution_of_a_layer_come_from_its_weights() -> None:
     weights = {"a.weight": np.array([[0.0, 0.0, 0.0, 0.5]]), "b.weight": np.array([[1.0, 0.0], [-1.0, 1.0]])}
     bars = layers_figure(weights)
     assert bars is not None
@@ -252,7 +252,7 @@ def test_layers_come_in_the_networks_order(tmp_path: Path) -> None:
     assert best_weights(tmp_path, None) == {}
 
 
-def test_neurons_come_first_in_a_weight_that_has_them_last(tmp_path: Path) -> None:
+def test_weights_stored_input_first_are_read_with_output_neurons_first(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Conv1D(4, 6), nn.Unflatten(1, (4, 1)), nn.ConvTranspose1d(4, 6, 3, groups=2), nn.Flatten())
     sparse = lpss(model.append(nn.Linear(18, 2)), total_steps=1, sparsity=0.5)
@@ -269,7 +269,7 @@ def test_neurons_come_first_in_a_weight_that_has_them_last(tmp_path: Path) -> No
         assert np.array_equal(weights[layer.name].reshape(len(weights[layer.name]), -1), layer.rows().numpy())
 
 
-def test_hoyer_sparsity_is_shown_over_p_beside_what_theory_expects() -> None:
+def test_hoyer_sparsity_is_plotted_over_the_parameter_p_with_the_expected_curve() -> None:
     from tune_sparsity.sparsity.hoyer import expected_paper
 
     made = hoyer_figure([trial(0, 0.9), trial(1, 0.8), trial(2, 0.7, params={"p": {"shape": "x"}})], GOAL, 50)
@@ -282,7 +282,7 @@ def test_hoyer_sparsity_is_shown_over_p_beside_what_theory_expects() -> None:
     assert hoyer_figure([trial(0, 0.9, params={})], GOAL, 50) is None
 
 
-def test_the_parameter_that_decides_is_the_most_important() -> None:
+def test_the_parameter_with_the_largest_effect_has_the_largest_importance() -> None:
     generator = np.random.default_rng(0)
     records = []
     for i in range(60):
@@ -342,7 +342,7 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pareto.html", "pictures.html"]
 
 
-def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
+def test_plot_libraries_are_imported_once_when_all_trials_have_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = list[int]()

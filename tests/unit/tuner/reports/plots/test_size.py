@@ -22,7 +22,7 @@ def numbers(records: list[TrialRecord]) -> list[int]:
     return [record.number for record in records]
 
 
-def test_the_front_in_bytes() -> None:
+def test_smallest_front_is_the_pareto_front_of_metric_and_bytes() -> None:
     assert numbers(smallest_front(RECORDS)) == [6, 3, 0, 2]
     assert smallest_front([]) == []
 
@@ -38,7 +38,7 @@ def test_all_completed_trials_stand_on_a_logarithmic_axis_of_bytes() -> None:
     assert [shape.x0 for shape in made.layout.shapes] == [1500]
 
 
-def test_groups_stand_beside_the_networks_that_they_are_made_of() -> None:
+def test_the_multiply_adds_plot_shows_cascades_and_single_networks() -> None:
     records = [trial(0, 0.9, 0.9, macs=400), trial(1, 0.5, 0.95, macs=2000), trial(2, 0.5, 0.96), RECORDS[4]]
     group = {"name": "group-1", "small": "t0000", "large": "t0001", "passed_on": 0.1, "expected_macs": 600.0}
     made = macs_figure(records, at_targets(0.5, 0.9), [{**group, "val_accuracy": 0.94}])
