@@ -1,4 +1,4 @@
-"""The report's advice is true of the study at hand, or there is none."""
+"""Tests the report's advice: it follows from the study's records, and there is none if they do not support it."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_a_cascade_is_advised_if_a_cheap_network_is_nearly_as_accurate() -> None
 def test_no_cascade_is_advised_for_one_target_or_another_metric() -> None:
     records = [trial(0, 0.98, sparsity=0.6), trial(1, 0.975, sparsity=0.9, macs=300)]
     f1 = Goal((0.5,), ceiling=0.99, objective=Objective("f1", maximize=True, percent=True))
-    assert advice("s", f1, records, {}) == ""  # a group needs the accuracy
+    assert advice("s", f1, records, {}) == ""  # a cascade needs accuracy as the metric
     assert advice("s", Goal((0.5,)), records, {}) == ""

@@ -1,4 +1,4 @@
-"""Say which other things than the search differ between studies that are compared."""
+"""Tests the notes of a comparison of studies: they name differences in data, network and epochs."""
 
 from __future__ import annotations
 

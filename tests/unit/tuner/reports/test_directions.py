@@ -1,4 +1,4 @@
-"""Texts and pictures of an error that is minimised: its name, its own units, and the best where small values are."""
+"""Tests texts and plots of an error that is minimised: its name, its unit, and the smallest value as the best."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_plots_of_an_error_show_its_values_and_no_accuracy() -> None:
     best = made["progress"].data[0]
     assert list(best.y) == [52, 51, 51, 51, 51]
     low, high = made["curves"].layout.yaxis.range
-    assert low < 51 + 10  # the best is seen
-    assert high < 70 + 30  # the worst tenth is not
+    assert low < 51 + 10  # the range includes the smallest error
+    assert high < 70 + 30  # the range excludes the largest tenth of the errors
     panel = next(trace for trace in made["training"].data if trace.name == "rmse")
     assert list(panel.y) == [81, 66, 61]
 

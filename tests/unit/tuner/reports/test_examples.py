@@ -1,4 +1,4 @@
-"""Examples as pictures in a page: which inputs are images, and their pixels."""
+"""Tests which inputs a page shows as images, and their pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terminal: what progress shows and when, and the last words of a study."""
+"""Tests the progress display in a terminal: its lines, and when they are printed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Untouchable:
-    """Records that must not be looked at."""
+    """Stands for records that the display must not read."""
 
     def __iter__(self) -> Iterator[TrialRecord]:
         raise AssertionError("looked at")
@@ -89,7 +89,7 @@ def test_the_summary_shows_the_share_of_epochs_that_early_stopping_saved() -> No
         ended(0, TrialState.COMPLETED, 10),
         ended(1, TrialState.PRUNED, 2),
         ended(2, TrialState.PRUNED, 5),
-        ended(3, TrialState.FAILED, 1),  # it saved nothing: it was not stopped
+        ended(3, TrialState.FAILED, 1),  # no epochs are saved by a trial that failed
         ended(4, TrialState.RUNNING, 3),
     ]
     goal = at_targets(0.9)
@@ -105,7 +105,7 @@ def test_a_running_trials_share_of_work_is_its_time_over_the_mean_duration() -> 
     assert work_done([trial(0, seconds=10.0), running(1, 5.0), running(2, 99.0)]) == pytest.approx(2.45)
 
 
-def test_the_first_line_is_printed_at_once_and_the_next_every_ten_seconds() -> None:
+def test_the_first_line_is_printed_at_once_and_later_ones_every_ten_seconds() -> None:
     clock = Clock()
     shown, stream = progress(clock)
     for tick in range(205):  # 20 s, an update every 0.1 s

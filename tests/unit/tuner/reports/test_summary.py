@@ -1,4 +1,4 @@
-"""What is printed at the end of a study."""
+"""Tests the text that is printed at the end of a study."""
 
 from __future__ import annotations
 

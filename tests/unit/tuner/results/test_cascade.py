@@ -1,4 +1,4 @@
-"""Groups of two networks: gates and pairs by hand, what is chosen on which data, and what chance gives."""
+"""Tests cascades of two networks: thresholds, class pairs, the choice of cascades, and the data that it uses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_thresholds_are_margin_quantiles_and_include_none_and_all_examples() -> 
 
 
 def test_a_cascades_cost_and_accuracy_match_a_count_by_hand() -> None:
-    """Of four examples the small network has two right. With one passed on, the large one mends one."""
+    """The small network classifies two of four examples correctly. If it passes on one example, the large network
+    classifies this example correctly."""
     known = {0: answers([1, 0, 1, 0], [0.9, 0.1, 0.8, 0.5]), 1: answers([0, 1, 1, 1], [0.5] * 4)}
     found = {group.passed: group for group in candidates(0, known, {0: 10, 1: 100})}
     assert {passed: (group.value, group.macs) for passed, group in found.items()} == {
@@ -113,7 +114,7 @@ def test_mcnemars_test_against_known_values() -> None:
 
 
 def network(width: int) -> nn.Module:
-    """Of one architecture, with so many neurons in use: the rest have no connection."""
+    """Return a network in which only `width` hidden neurons have connections."""
     model = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES))
     with torch.no_grad():
         model[0].weight[width:] = 0
@@ -183,7 +184,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def answered(study: Study, split: Split, small: int, large: int, theta: float) -> tuple[Tensor, float]:
-    """The group's classes and the share that it passes on, by other means than the product's."""
+    """Return the classes that the cascade predicts and the share of examples that it passes on, computed
+    independently of the tested code."""
     with torch.no_grad():
         one, other = (study.models[number](split.x) for number in (small, large))
         ordered = one.softmax(1).sort(1).values
@@ -270,7 +272,7 @@ def test_nothing_of_the_test_data_is_used_in_choosing(study: Study, monkeypatch:
     assert asked == [0]
     assert data.asked > 0
     assert document == study.document()
-    # Other test data change nothing but what was read on them.
+    # With other test data, only the results on the test data change.
     other = Data(study.data.train, study.data.val, Split(study.data.test.x, (study.data.test.y + 1) % CLASSES))
     again = group_document(study.experiment, other, study.networks, study.best)
     kept = ("name", "small", "large", "theta", "val_accuracy", "passed_on", "expected_macs")
@@ -322,7 +324,7 @@ def test_nan_outputs_raise_an_error(study: Study, tmp_path: Path) -> None:
         answers_of(study.experiment, tmp_path / "nan", study.data.val)
 
 
-def test_the_recommended_cascade_is_as_good_as_the_best_network_or_the_last() -> None:
+def test_the_recommended_cascade_is_named_by_as_good_as_best_or_is_the_last() -> None:
     groups = [{"name": "group-1", "macs": 1.5}, {"name": "group-2", "macs": 2.5}]
     assert main_group({"as_good_as_best": "group-1", "groups": groups}) is groups[0]
     assert main_group({"as_good_as_best": None, "groups": groups}) is groups[1]

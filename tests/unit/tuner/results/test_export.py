@@ -1,4 +1,4 @@
-"""What an exported file is checked for."""
+"""Tests the errors of an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products over sparse matrices are the layers' own, and forward passes are timed in every form of the weights."""
+"""Tests layers with sparse matrices: they have the outputs of dense layers, and each weight format is timed."""
 
 from __future__ import annotations
 

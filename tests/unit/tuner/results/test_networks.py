@@ -1,4 +1,4 @@
-"""The best network's files: what is in them, and that no network is reported that is not the one that was measured."""
+"""Tests the files of the best network: their content, and that a file of another network is refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_another_program_gets_the_reported_accuracies_from_the_file(
     assert accuracy(trained.data.test) == pytest.approx(best.test_value)
     assert accuracy(trained.data.val) == pytest.approx(trained.record.value)
     assert best.test_value > 0.8
-    assert best.test_value != trained.record.value  # the other split's
+    assert best.test_value != trained.record.value  # the accuracies on test and validation data differ
 
 
 def test_neurons_without_a_connection_are_counted_in_the_masks(trained: Trained, study: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_resumed_study_reads_networks_from_the_folders_it_wrote(trained: Train
     measured = write_networks(after, lambda record: weights, study, SMALL, trained.data).networks
     assert set(measured) == {3}
     assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
-    assert not (study / "best-0.5").exists()  # it is no longer the best there
+    assert not (study / "best-0.5").exists()  # the trial is no longer the best at this target
     other = replace(trained.record, number=4)
     found = write_networks({"best": other}, lambda record: weights, study, SMALL, trained.data)
     assert found.problems == [f"the network of t0004 was not written: {weights} was removed"]

@@ -1,4 +1,4 @@
-"""Networks trained again on errors: no judge has seen what it judges, and only what is better is kept."""
+"""Tests networks that are trained again on hard examples. Predictions are out of fold; only a better one is kept."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_dataset_and_tensors_return_the_same_examples_for_indices() -> None:
 
 
 def test_memorised_random_labels_have_chance_probability_out_of_fold() -> None:
-    """Labels are drawn at random. A network that has seen them knows them, and one that has not knows nothing."""
+    """Labels are drawn at random. A network memorises the labels of its training data and cannot predict others."""
     recipe = recipe_of(data_of(0, random_labels=True, examples=120), epochs=150)
     record = TrialRecord(0, "dense", {"lr": 0.1})
     sure = reflect(recipe, record, record).sure
@@ -183,7 +183,7 @@ def test_the_row_of_a_better_cascade_matches_its_networks_answers(
     assert row["expected_macs"] <= main_group(plain)["expected_macs"]  # type: ignore[index]
     assert made.record.macs == networks["t0001"][0].macs
     assert row["size_bytes"] == (small.size_bytes or 0) + (made.record.size_bytes or 0)
-    # Its network is written as any other, which checks it against its record.
+    # `write_best` checks the network against its record.
     save_weights(made.training, tmp_path / "again.safetensors")
     best = write_best(tmp_path / "again.safetensors", tmp_path / "x", recipe.experiment, recipe.data, made.record)
     assert best.problem == ""
@@ -209,7 +209,8 @@ def test_without_a_recommended_cascade_no_network_is_trained(recipe: StudyRecipe
 
 
 def test_a_retrained_cascade_stays_within_the_original_bytes_and_macs() -> None:
-    """Of four examples the small network has two right, and the large one mends one of those it is unsure of."""
+    """The small network classifies two of four examples correctly and has small margins for the others. The large
+    network classifies these two correctly."""
     leading = torch.tensor([[0, 1]]).repeat(4, 1)
     small = Answers(torch.tensor([1.0, 0, 1, 0]).double(), torch.tensor([0.9, 0.1, 0.8, 0.5]), leading)
     large = Answers(torch.tensor([0.0, 1, 1, 1]).double(), torch.full((4,), 0.5), leading)

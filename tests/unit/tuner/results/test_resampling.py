@@ -1,4 +1,4 @@
-"""Ensembles of networks near an average: what is drawn, what it is worth, how much noise weights bear."""
+"""Tests ensembles that are drawn around an averaged network: their members, their quality and the noise tolerance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def linear() -> nn.Linear:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Resampling:
-    """Draws around a linear network whose third input has no weight, of classes that it knows."""
+    """Return an ensemble around a linear network whose third input has no weight. It classifies all examples
+    correctly."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 3))
     mask = torch.ones(3, 6, dtype=torch.bool)
@@ -94,7 +95,7 @@ def test_ensembles_average_class_probabilities_and_regression_outputs() -> None:
 
 
 def test_calibration_error_of_bins_made_by_hand() -> None:
-    # Two at .9 of which one is right, one at .6 that is right: (2 * |.5 - .9| + 1 * |1 - .6|) / 3.
+    # Two have confidence .9 and one of them is right; one has .6 and is right: (2 * |.5 - .9| + 1 * |1 - .6|) / 3.
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
     found = calibration_error(probabilities, torch.tensor([0, 1, 0]))
     assert found == pytest.approx((2 * 0.4 + 0.4) / 3, abs=1e-6)

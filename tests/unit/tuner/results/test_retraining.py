@@ -1,4 +1,4 @@
-"""--final-seeds: what is trained again, and what is said of it."""
+"""Tests --final-seeds: which trials are trained again, and how the results are averaged."""
 
 from __future__ import annotations
 

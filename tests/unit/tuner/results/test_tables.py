@@ -1,4 +1,4 @@
-"""trials.csv, pareto.csv and result.json: their columns and keys, and that readers can trust them."""
+"""Tests trials.csv, pareto.csv and result.json: their columns, their keys, and that programs can read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early stopping on simulated learning curves: who is stopped, how much is saved, and what a restart changes."""
+"""Tests early stopping on simulated learning curves: stopped trials, saved epochs and restarts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dominates(one: Value, other: Value) -> bool:
 
 
 def run(halving: Halving, curves: Sequence[Curve], sparsities: Sequence[float], slots: int = 1) -> list[int]:
-    """Trains the trials epoch by epoch, `slots` at once, the slots in turn; the epochs that each got."""
+    """Train the trials epoch by epoch, `slots` of them at once in turn. Return the epochs of each trial."""
     waiting = iter(range(len(curves)))
     running = list(itertools.islice(waiting, slots))
     trained = [0] * len(curves)
@@ -47,7 +47,7 @@ def run(halving: Halving, curves: Sequence[Curve], sparsities: Sequence[float], 
 
 
 def saturating(final: float, speed: float = 3.0) -> Curve:
-    """A learning curve that reaches `final`; those of one speed do not cross."""
+    """Return a learning curve that reaches `final`. Curves of equal speed do not cross."""
     return lambda epoch: final * (1 - math.exp(-speed * epoch / EPOCHS)) / (1 - math.exp(-speed))
 
 
@@ -97,11 +97,12 @@ def test_an_infeasible_trial_never_goes_on_in_place_of_a_feasible_one() -> None:
 
 @given(st.lists(value, min_size=1, max_size=40), st.sampled_from([2.0, 3.0, 4.0]))
 def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduction: float) -> None:
-    """Of trials judged against the same others, none that is dominated or infeasible survives one that is not."""
+    """No dominated trial continues if the trial that dominates it is stopped. No infeasible trial continues if a
+    feasible trial is stopped."""
     halving = Halving((5,), target=0.5, reduction=reduction, window=1000)
     for number, point in enumerate(points):
         halving.goes_on(number, "lpss", 5, point)
-    # Judged again, now against all: an answer does not depend on how often it was asked for.
+    # Each trial is compared again, now with all trials. A repeated question changes no decision.
     verdicts = [halving.goes_on(number, "lpss", 5, point) for number, point in enumerate(points)]
     for (p, p_on), (q, q_on) in itertools.product(zip(points, verdicts, strict=True), repeat=2):
         if p_on and not q_on:
@@ -143,7 +144,7 @@ def test_the_share_of_continued_trials_converges_to_1_over_reduction(reduction: 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_more_than_half_of_the_epochs_are_saved_at_little_loss(slots: int) -> None:
-    """Studies of 32 trials whose curves cross and are read off 360 examples, as those of digits are."""
+    """Studies have 32 trials. Their curves cross and are measured on 360 examples, as curves of digits are."""
     saved, lost = [], []
     for seed in range(10):
         rng = random.Random(seed)
@@ -215,7 +216,7 @@ Report = tuple[int, str, int, Value]
 def test_a_restart_decides_as_if_there_had_been_none(
     trials: list[tuple[Value, bool]], crash: int, window: int, rng: random.Random
 ) -> None:
-    """One trial after the other, some of which fail in the end; the process dies between two of them."""
+    """Trials run one after the other, and some of them fail. The process dies between two trials."""
 
     def go(halving: Halving, some: Sequence[int]) -> list[tuple[bool, bool]]:
         verdicts = []
@@ -269,7 +270,7 @@ def evenly(count: int) -> list[float]:
 
 
 def train(halving: LikeStopping, trials: Sequence[tuple[float, float]], slots: int = 1) -> list[bool]:
-    """Train (sparsity, accuracy at both rungs) trials in order; whether each finished."""
+    """Train trials, each given as (sparsity, accuracy at both rungs), in order. Return whether each trial finished."""
     finished = [False] * len(trials)
     running: list[int] = []
 
@@ -289,7 +290,7 @@ def train(halving: LikeStopping, trials: Sequence[tuple[float, float]], slots: i
 
 
 def test_a_sparse_trial_is_not_stopped_for_being_sparse() -> None:
-    """All trials are as accurate as their sparsity lets them be, but for every fourth, which is worse."""
+    """Each trial has the accuracy that is usual at its sparsity. Every fourth trial has less."""
     order = evenly(64)
     random.Random(0).shuffle(order)
     bad = [number % 4 == 3 for number in range(64)]
@@ -323,7 +324,7 @@ def test_a_third_of_trials_finish_and_gaps_between_finished_ones_are_bounded(
     extent = log_sparsity(HIGH) - log_sparsity(LOW)
     done = sorted(log_sparsity(s) for s, f in zip(placed, finished, strict=True) if f)
     ends = [log_sparsity(LOW), *done, log_sparsity(HIGH)]
-    # Between two that finish lies no part of the range, 3/n wide, in which trials were laid out and none finished.
+    # No gap between finished trials, or to an end of the range, is wider than 2 * 3/n of the range.
     assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 2 * 3.0 / trials * extent + 1e-9
 
 
@@ -331,9 +332,9 @@ def test_the_only_trial_of_similar_sparsity_continues_at_any_accuracy() -> None:
     halving = like()
     train(halving, [(s, 0.9) for s in evenly(10)[:6] * 3])
     assert halving.goes_on(50, "lpss", 5, (0.2, HIGH))
-    assert halving.goes_on(51, "lpss", 5, (0.01, HIGH)) is False  # the other one there may still finish
+    assert halving.goes_on(51, "lpss", 5, (0.01, HIGH)) is False  # trial 50, of the same sparsity, may still finish
     halving.ended(51, "lpss", HIGH, False)
-    halving.forget(50)  # it failed: the next one is the only one again
+    halving.forget(50)  # trial 50 failed, so the next trial is again the only one of this sparsity
     assert halving.goes_on(52, "lpss", 5, (0.01, HIGH))
 
 

@@ -50,7 +50,8 @@ def test_a_width_limit_predicts_the_layout_of_the_narrower_network(width: float,
     small = smaller(model, groups, masks)
     part, whole = limit.part(bits, width), layout_of(small, prunable_layers(small), bits)
     assert part.weights == whole.weights
-    assert part.nonzero_within(1500) == pytest.approx(whole.nonzero_within(1500), rel=0.01)  # other dimensions' bytes
+    # The dimensions that the two files store have different bytes.
+    assert part.nonzero_within(1500) == pytest.approx(whole.nonzero_within(1500), rel=0.01)
     assert part.neuron_bytes(10**6) == whole.neuron_bytes(10**6)
 
 
@@ -64,7 +65,7 @@ def test_biases_and_scales_over_a_third_of_the_limit_are_too_many_neurons() -> N
 
 
 @given(most=st.integers(300, 20_000))
-def test_the_range_of_widths_is_ordered_and_the_roomiest_fits_the_most_weights(most: int) -> None:
+def test_widths_are_ordered_and_the_roomiest_layout_fits_the_most_weights(most: int) -> None:
     limit = limit_of(most)
     widths = widths_for(limit)
     assert 0 < widths.low <= widths.centre <= widths.high <= 1

@@ -1,4 +1,4 @@
-"""The layout of a study's trials over a range of sparsities: coverage, where the front gains, whose turn it is."""
+"""Tests how a study covers a range of sparsities: gaps, the expected gain of the front, and the order of methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE = Range(0.5, 0.99)
 
 
 def gaps(placed: list[float], low: float, high: float) -> list[float]:
-    """The gaps as shares of the range in log density, those to its ends included."""
+    """Return the gaps as shares of the range in log density, with the gaps to the ends of the range."""
     positions = [math.log(1 - low), *sorted((math.log(1 - s) for s in placed), reverse=True), math.log(1 - high)]
     return [(first - second) / (positions[0] - positions[-1]) for first, second in pairwise(positions)]
 
@@ -41,8 +41,8 @@ def test_positions_are_the_logarithm_of_the_density(sparsity: float) -> None:
     fails=st.floats(0, 0.3),
 )
 def test_no_gap_of_a_front_is_wide(low: float, width: float, seed: int, trials: int, fails: float) -> None:
-    """After n trials no gap in the log density is wider than 3/n of the range, wherever the front gains, and whichever
-    trials failed or were stopped."""
+    """After n trials no gap in the log density is wider than 3/n of the range. It does not matter where the
+    front gains most, and which trials failed or were stopped."""
     goal = along_front(low, low + width * (0.999 - low))
     rng = np.random.default_rng(seed)
     knee = rng.uniform(goal.lowest, goal.highest)
@@ -78,7 +78,7 @@ def test_methods_cover_the_range_each_for_itself() -> None:
     for number in range(60):
         turn = cover.next(number, placed, [(0.99, 0.5), (0.6, 0.9)])
         assert turn is not None
-        placed[turn.method or "lpss"].append(turn.sparsity)  # the sampler always chooses the same
+        placed[turn.method or "lpss"].append(turn.sparsity)  # the sampler always chooses lpss here
     for own in placed.values():
         assert max(gaps(own, 0.5, 0.99)) <= 3 / 30
 
@@ -123,7 +123,7 @@ def test_the_widest_gap_and_its_next_sparsity_match_known_values(
     [
         (Range(0.6, 0.7), Range(0.6, 0.7)),
         (Range(0.0, 0.8), Range(0.5, 0.8)),
-        (Range(0.1, 0.2), Range(0.1, 0.2)),  # it never reaches the front: it is laid out as it is
+        (Range(0.1, 0.2), Range(0.1, 0.2)),  # the method cannot reach the front, so its range stays as it is
         (Range.of([0.1, 0.6, 0.995]), Range(0.6, 0.6, (0.6,))),
     ],
 )

@@ -32,13 +32,13 @@ def judged(goal: Goal, objective: Objective) -> Goal:
 
 
 def error(params: dict[str, Any], sparsity: float, epoch: int, number: int) -> float:
-    """An error in no particular unit, which falls while a trial trains and grows with its sparsity."""
+    """Return an error that falls during a training and grows with the sparsity."""
     away = abs(math.log10(params["lr"] / 0.05)) + abs(params["p"] - 1.5) + 1.5 * (number % 6 == 4)
     return 40 + 10 * away - 6 * math.log1p(-sparsity) + 20 / epoch
 
 
 def searched(goal: Goal, sampler: str, folder: Path, *, trials: int = 26, restart: int = 12) -> StudyRun:
-    """A study whose trials train nothing; it goes on in another process half-way."""
+    """Run a study of simulated trials. Halfway, a second search continues it from the journal."""
     name = f"{goal.objective.maximize}"
     options: dict[str, Any] = {"trials": trials, "epochs": EPOCHS, "sampler": sampler, "storage": folder, "study": name}
     options |= {"front": (goal.lowest, goal.highest)} if goal.ceiling else {"target": goal.targets}
@@ -112,9 +112,10 @@ def test_both_directions_give_the_same_search(goal: Goal, sampler: str, tmp_path
 
 
 def test_a_front_search_does_not_depend_on_the_metrics_unit(tmp_path: Path) -> None:
-    """What counts as noise goes with the size of the metric: else the search in large units would be another."""
+    """The noise level of the search is proportional to the metric. Otherwise a search in a larger unit would propose
+    other trials."""
     goal = judged(along_front(0.5, 0.98), DOWN)
-    for factor in (1.0, 1024.0):  # a power of two rounds nothing
+    for factor in (1.0, 1024.0):  # multiplying by a power of two is exact
         (tmp_path / str(factor)).mkdir()
     one = searched(goal, "tpe", tmp_path / "1.0")
     large = Goal(goal.targets, goal.ceiling, objective=DOWN, baseline=1024 * BASELINE)
@@ -149,7 +150,7 @@ def test_a_hypervolume_never_falls_and_its_mean_is_no_worse_than_the_baseline(
     everywhere = [value for sparsity, value in found if sparsity >= 0.9]
     mean = goal.mean_value(before)
     assert mean == pytest.approx(better(mean, baseline))
-    if everywhere:  # then nothing of the range is worse than that trial
+    if everywhere:  # over the whole range, the front is at least as good as such a trial
         assert mean == pytest.approx(better(mean, better(everywhere)))
 
 

@@ -1,4 +1,4 @@
-"""The monotone fit, against scikit-learn's and against its definition."""
+"""Tests the monotone fit against scikit-learn and against its definition."""
 
 from __future__ import annotations
 

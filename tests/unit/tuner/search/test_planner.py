@@ -1,4 +1,4 @@
-"""The plan of a study of several sparsities: first points, configurations that are repeated, and what is searched."""
+"""Tests the plan of a study of several sparsities: first points, repeated configurations and searched parameters."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_plan_without_a_method_has_the_sparsity_of_every_method() -> None:
 
 
 def outcomes(merits: dict[str, list[tuple[float, float]]]) -> list[Outcome]:
-    """Trials at shares of the range, above a curve that falls from .9 to .6 by so much."""
+    """Return an outcome for each (share of the range, merit): it is `merit` above a curve that falls from .9 to .6."""
     low, high = log_sparsity(0.5), log_sparsity(0.99)
     return [
         Outcome(name, from_log(low + share * (high - low)), 0.9 - 0.3 * share + merit)
@@ -137,7 +137,7 @@ def test_without_outcomes_no_configuration_is_the_best() -> None:
 def test_a_configuration_whose_trials_are_stopped_is_left_alone() -> None:
     spread = [share / 20 for share in range(21)]
     known = outcomes({"first 1": [(x, 0.0) for x in spread], "first 0": [(0.4, 0.001)]})
-    assert best_configuration(known, 0.9) == "first 0"  # it has had one trial only
+    assert best_configuration(known, 0.9) == "first 0"  # it has only one trial
     stopped = [Outcome("first 0", 0.9, None)] * 3
     assert best_configuration([*known, *stopped], 0.9) == "first 1"
 

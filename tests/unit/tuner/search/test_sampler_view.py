@@ -1,4 +1,4 @@
-"""What a sampler gets to see of the record: objectives, stopped trials, what matters of a long study, its cost."""
+"""Tests which trials and objectives a sampler gets: stopped trials, long studies, and the cost of a proposal."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def proposed(searcher: OptunaSearcher) -> Asked:
 
 
 def test_for_a_front_the_sampler_gets_the_accuracy_minus_its_sparsity_trend() -> None:
-    """Accuracies fall by .1 from end to end of the front; one trial has .05 more than the others of its sparsity."""
+    """Accuracies fall by .1 from the lower to the upper end of the front. One trial exceeds this trend by .05."""
     searcher = front_searcher()
     gain = {7: 0.05}
     for _ in range(12):
@@ -171,7 +171,7 @@ def test_a_sampler_without_constraints_ranks_feasible_before_infeasible_before_s
     for state, accuracy, sparsity in (
         (State.COMPLETED, 1.0, 0.91),
         (State.COMPLETED, 0.1, 0.91),
-        (State.COMPLETED, -54.2, 0.91),  # the merit of an error that is minimised
+        (State.COMPLETED, -54.2, 0.91),  # a minimised error is negated
         (State.COMPLETED, -3e9, 0.91),
         (State.COMPLETED, 1.0, 0.88),
         (State.COMPLETED, 1.0, 0.0),
@@ -310,7 +310,7 @@ def test_front_samplers_except_gp_search_a_front_with_two_methods(sampler: str) 
 
 @pytest.mark.parametrize("front", [False, True])
 def test_a_sampler_sees_no_more_late_in_a_study_than_early(front: bool) -> None:
-    """So that a proposal costs no more; benchmarks.search --cost gives the times."""
+    """Therefore a proposal does not take longer late in a study. `benchmarks.search --cost` measures the times."""
     searcher = front_searcher(sampler="tpe") if front else OptunaSearcher([load_space("lpss", TARGET)], TARGET)
     searcher.study.sampler = searcher._sampling
     rng = np.random.default_rng(0)

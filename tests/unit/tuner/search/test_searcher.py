@@ -1,4 +1,4 @@
-"""The searcher: what it proposes first, what Optuna is told, and how a search that died goes on."""
+"""Tests the searcher: its first proposals, the trials in Optuna's study, and how a killed search continues."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 
 def accuracy(params: dict[str, Any]) -> float:
-    """A smooth hill with its top, 1, at p 1.3, lr 0.05, interval 30 and the linear threshold."""
+    """Return a smooth function with its maximum, 1, at p 1.3, lr 0.05, interval 30 and the linear threshold."""
     away = [
         (params["p"] - 1.3) / 0.4,
         math.log10(params["lr"] / 0.05),
@@ -63,7 +63,7 @@ def ended(asked: Asked, state: TrialState = TrialState.COMPLETED, **fields: Any)
 
 
 def search(searcher: OptunaSearcher, trials: int) -> list[Asked]:
-    """Runs trials one after the other, all to their end."""
+    """Run trials one after the other, each to its last epoch."""
     done = []
     for _ in range(trials):
         asked = searcher.ask()
@@ -103,7 +103,7 @@ def test_the_first_trials_of_the_lpss_space_are_its_first_points() -> None:
 
 @pytest.mark.parametrize("sampler", USABLE)
 def test_every_sampler_makes_trials_without_a_warning(sampler: str, tmp_path: Path) -> None:
-    trials = 14 if sampler == "gp" else 20  # a Gaussian process takes its time
+    trials = 14 if sampler == "gp" else 20  # a Gaussian process is slow
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         searcher = OptunaSearcher([SMALL], TARGET, sampler=sampler, journal=tmp_path / "optuna.journal")
@@ -112,7 +112,7 @@ def test_every_sampler_makes_trials_without_a_warning(sampler: str, tmp_path: Pa
             running.append(searcher.ask())
             assert running[-1].number == number
             assert_inside(SMALL, running[-1])
-            if number % 2:  # two at a time, ended in the other order, some not to their end
+            if number % 2:  # two run at once and end in reverse order; some are stopped or fail
                 first, second = running.pop(), running.pop()
                 searcher.tell(ended(first))
                 state = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)[number % 3]
@@ -171,9 +171,9 @@ def test_the_constraint_is_the_target_minus_the_sparsity(journal: Path | None) -
     stored = [trial.constraints for trial in searcher.study.trials]
     for one, trial, sparsity in zip(stored, searcher.study.trials, sparsities, strict=True):
         assert one["target"] == pytest.approx(TARGET - sparsity)
-        assert trial.system_attrs["constraints"] == [one["target"]]  # where Optuna's dashboard looks
+        assert trial.system_attrs["constraints"] == [one["target"]]  # Optuna's dashboard reads this attribute
     assert stored[1]["target"] == 0.0  # exactly at the target is feasible
-    # The first is the most accurate, and no result: it is not sparse enough.
+    # The first trial is the most accurate, but it is infeasible: its sparsity is below the target.
     assert {trial.number for trial in searcher.study.best_trials} == {1, 2}
 
 
@@ -255,7 +255,7 @@ def test_a_quasi_random_sequence_goes_on_where_it_was(tmp_path: Path) -> None:
     parts = []
     for _ in range(2):
         parts += search(OptunaSearcher([RANDOM], TARGET, sampler="qmc", seed=1, journal=journal), 4)
-    assert parts[1:] == whole[1:]  # the first is drawn by another rule, which is Optuna's
+    assert parts[1:] == whole[1:]  # Optuna draws the first trial in another way
 
 
 @pytest.mark.filterwarnings("error")
@@ -315,7 +315,7 @@ def test_two_methods_share_a_study(tmp_path: Path) -> None:
 
 
 def best_found(sampler: str, seed: int, trials: int = 60) -> float:
-    """The best accuracy among the feasible ones, on a hill that the target cuts: flat networks are too dense."""
+    """Return the best accuracy of the feasible trials. A trial with p above 1.8 misses the target."""
     searcher = OptunaSearcher([RANDOM], TARGET, sampler=sampler, seed=seed)
     best = 0.0
     for _ in range(trials):
@@ -348,6 +348,6 @@ def test_optunas_own_logging_stays_quiet(capfd: pytest.CaptureFixture[str]) -> N
 def test_the_record_names_its_values_by_the_metric(objective: Objective, name: str, tmp_path: Path) -> None:
     file = tmp_path / "optuna.journal"
     OptunaSearcher([SMALL], TARGET, journal=file, objective=objective)
-    OptunaSearcher([SMALL], TARGET, journal=file)  # one that goes on leaves the names
+    OptunaSearcher([SMALL], TARGET, journal=file)  # a resumed search keeps the names
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
     assert optuna.load_study(study_name=None, storage=storage).metric_names == [name, "sparsity"]

@@ -1,4 +1,4 @@
-"""A study's spaces under each goal: the range of the final sparsity, where trials start, and whose turn it is."""
+"""Tests a study's spaces under each goal: the range of the final sparsity, first points, and the order of methods."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_built_in_space_spans_the_goal(name: str, goal: Goal) -> None:
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(goal.lowest, goal.highest)
     others = {key: own for key, own in space.distributions.items() if key != FINAL_SPARSITY}
     assert {key: own for key, own in alone.distributions.items() if key != FINAL_SPARSITY}.items() <= others.items()
-    assert set(others) - set(alone.distributions) <= set(alone.fixed)  # what the space fixes to the target is searched
+    assert set(others) - set(alone.distributions) <= set(alone.fixed)  # one target fixes such a parameter
     assert space.first == ()
 
 
@@ -105,7 +105,7 @@ def test_targets_alternate_and_each_pruning_method_has_trials_at_every_target(sa
 
     searcher, asked = searcher_now(), []
     for number in range(36):
-        if number == 15:  # a resumed search goes on with the turns
+        if number == 15:  # a resumed search continues the order
             searcher = searcher_now()
         asked.append(searcher.ask())
         tell(searcher, asked[-1])

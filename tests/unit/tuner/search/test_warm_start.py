@@ -1,4 +1,4 @@
-"""What a new study takes from earlier ones: trials where spaces agree, points where they do not."""
+"""Tests what a new study takes from earlier studies: trials if the spaces agree, otherwise the best points."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_trials_with_another_fixed_value_are_not_carried_over(earlier: Any, tmp_
 
 
 @pytest.mark.parametrize(("value", "carried"), [("global", 6), ("erk", 0)])
-def test_trials_without_a_new_parameter_are_carried_over_if_it_is_the_default(
+def test_trials_that_lack_a_parameter_are_carried_over_only_at_its_default(
     value: str, carried: int, earlier: Any, tmp_path: Path
 ) -> None:
     earlier()

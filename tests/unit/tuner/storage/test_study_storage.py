@@ -1,4 +1,4 @@
-"""Where studies are kept: what --storage names, and how a study is found, claimed and read in a folder."""
+"""Tests where studies are stored: the values of --storage, and how a study is found, claimed and read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_study_is_found_by_its_name_or_by_its_folder(tmp_path: Path, monkeypat
     assert here.folder_with("a", "optuna.journal") is None
     monkeypatch.chdir(tmp_path / "there")
     away = S3Storage(S3Prefix("studies", "x", "http://127.0.0.1:9", "us-east-1"))
-    assert away.folder_with("c", "study.yaml") == Path("c")  # a folder is found before the store is asked
+    assert away.folder_with("c", "study.yaml") == Path("c")  # the local folder is found, so the store is not asked
 
 
 def test_one_process_claims_a_study_and_a_resume_removes_temporary_files(tmp_path: Path) -> None:
@@ -72,7 +72,8 @@ def test_a_check_of_a_folder_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_a_pickled_folder_contains_its_path_as_text() -> None:
-    """A node may run another version of Python, whose pickles of paths differ; it is to say so itself."""
+    """Versions of Python pickle a path differently. A node with another version must unpickle the folder, so that it
+    can report its version."""
     sent = pickle.dumps(Folder(Path("/studies/s")))
     assert b"pathlib" not in sent
     assert pickle.loads(sent) == Folder(Path("/studies/s"))

@@ -1,4 +1,4 @@
-"""epochs.csv: what is read is what was written, also after a crash and a restart."""
+"""Tests epochs.csv: each epoch is read as it was written, even after a crash and a restart."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_rows_that_a_process_died_in_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "epochs.csv"
     EpochLog(path).add(0, 1, {"val_accuracy": 0.5, "sparsity": 0.1})
     path.write_text(path.read_text() + "0,2,0.1")
-    EpochLog(path).add(1, 1, {"val_accuracy": 0.5, "sparsity": 0.1})  # runs into the torn row
+    EpochLog(path).add(1, 1, {"val_accuracy": 0.5, "sparsity": 0.1})  # this row is joined to the torn row
     EpochLog(path).add(1, 2, {"val_accuracy": 0.6, "sparsity": 0.2})
     read = read_epochs(path)
     assert [one["epoch"] for one in read[0]] == [1]

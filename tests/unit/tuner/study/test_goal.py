@@ -1,4 +1,4 @@
-"""Goals: what is feasible, best and a gain under each kind, against their definitions."""
+"""Tests goals: which trials are feasible, best or a gain, according to the definition of each kind of goal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ended = st.sampled_from([TrialState.PRUNED, TrialState.FAILED, *[TrialState.COMP
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[TrialRecord]:
-    """Trials in the order in which they end, which is not that of their numbers where several run at once."""
+    """Draw trials in the order in which they end. Trials may run at once, so their numbers are in any order."""
     drawn = draw(st.lists(st.tuples(ended, measures, measures), max_size=14))
     numbers = draw(st.permutations(range(len(drawn))))
     return [
@@ -64,9 +64,9 @@ def test_only_the_multiply_adds_decide_whether_a_trial_is_feasible() -> None:
     goal = Goal((0.75,), max_macs=1000)
     records = [
         trial(0, 0.9, 0.8, macs=1000),
-        trial(1, 0.5, 0.9, macs=990),  # fewer zeros than another share of the multiply-adds, and it fits
+        trial(1, 0.5, 0.9, macs=990),  # its sparsity is low, but it meets the limit
         trial(2, 0.95, 0.99, macs=1001),
-        trial(3, 0.95, 0.99),  # not known
+        trial(3, 0.95, 0.99),  # its multiply-adds are unknown
     ]
     assert [goal.feasible(record) for record in records] == [True, True, False, False]
     assert goal.best(records) is records[1]
@@ -78,9 +78,9 @@ def test_only_the_bytes_decide_whether_a_completed_trial_is_feasible() -> None:
     assert goal.lowest == 0.9
     records = [
         trial(0, 0.9, 0.8, size_bytes=1000),
-        trial(1, 0.89, 0.9, size_bytes=990),  # less sparse than what was expected to fit, and it fits
+        trial(1, 0.89, 0.9, size_bytes=990),  # its sparsity is lower than expected, but it meets the limit
         trial(2, 0.95, 0.99, size_bytes=1001),
-        trial(3, 0.95, 0.99),  # of an unknown size
+        trial(3, 0.95, 0.99),  # its size is unknown
         trial(4, 0.95, 0.99, size_bytes=500, state=TrialState.PRUNED),
     ]
     assert [goal.feasible(record) for record in records] == [True, True, False, False, False]
@@ -116,10 +116,10 @@ def test_an_invalid_goal_is_refused(made: object) -> None:
 def test_a_nonzero_limit_becomes_the_exact_sparsity_that_leaves_that_number(weights: int, data: st.DataObject) -> None:
     nonzero = data.draw(st.integers(1, weights))
     sparsity = at_most(nonzero, weights).lowest
-    assert zeros_for(sparsity, weights) == weights - nonzero  # what a trial is projected to
-    assert (weights - nonzero) / weights >= sparsity  # and as such it is feasible
+    assert zeros_for(sparsity, weights) == weights - nonzero  # the number of zeros that a trial gets
+    assert (weights - nonzero) / weights >= sparsity  # such a trial is feasible
     if nonzero < weights:
-        assert (weights - nonzero - 1) / weights < sparsity  # one weight more would not be
+        assert (weights - nonzero - 1) / weights < sparsity  # a trial with one more nonzero weight is infeasible
 
 
 def test_rounding_a_nonzero_limit_to_a_sparsity_adds_no_extra_zero() -> None:
@@ -152,7 +152,7 @@ def test_an_incrementally_updated_front_equals_the_front_of_all_records(records:
         before = goal.score(goal.front(seen))
         seen.append(record)
         after = goal.score(goal.front(seen))
-        assert all(now >= then for now, then in zip(after, before, strict=True))  # nothing that was gained is lost
+        assert all(now >= then for now, then in zip(after, before, strict=True))  # no gain is lost
         gained = after != before
         since = 0 if gained else since + 1
         assert standing.add(record) == gained
@@ -185,12 +185,12 @@ def test_the_goal_decides_which_trial_is_a_gain() -> None:
     first, sparser, better = trial(0, 0.9, 0.95), trial(1, 0.97, 0.90), trial(2, 0.8, 0.96)
     assert [FrontTracker(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
     several = FrontTracker(at_targets(0.8, 0.95), [first])
-    assert several.add(sparser)  # the first at 0.95
+    assert several.add(sparser)  # the first feasible trial at 0.95
     assert several.add(better)
     assert several.since_gain == 0
-    assert not several.add(trial(3, 0.85, 0.955))  # on the front, and best nowhere
+    assert not several.add(trial(3, 0.85, 0.955))  # it is on the front, but not the best at any target
     assert FrontTracker(along_front(0.5, 0.99), [first]).add(sparser)
-    assert not FrontTracker(along_front(0.5, 0.9), [first]).add(sparser)  # beyond the front's end
+    assert not FrontTracker(along_front(0.5, 0.9), [first]).add(sparser)  # its sparsity is above the front's end
 
 
 def test_the_hypervolume_ends_at_the_upper_sparsity_of_the_front() -> None:
@@ -204,7 +204,7 @@ def test_the_hypervolume_ends_at_the_upper_sparsity_of_the_front() -> None:
 def test_missing_above_is_the_sparsity_above_which_no_trial_is_feasible() -> None:
     goal = along_front(0.5, 0.9)
     assert goal.missing_above([]) is None
-    assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # nothing is feasible yet: that is said otherwise
+    assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # no trial is feasible; another text says so
     assert goal.missing_above([trial(0, 0.6, 0.9), trial(1, 0.81, 0.8)]) == 0.81
     assert goal.missing_above([trial(0, 0.6, 0.9), trial(1, 0.9, 0.1)]) is None
     assert at_targets(0.5, 0.8).missing_above([trial(0, 0.6, 0.9)]) == 0.6

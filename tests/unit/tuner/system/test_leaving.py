@@ -1,4 +1,4 @@
-"""The end of a process."""
+"""Tests how a process ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks between processes: one holder at a time, and none after its end."""
+"""Tests locks between processes: one process holds a lock, and its end releases the lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the record on disk."""
+"""Tests the outbox: the notes on disk that are later written to MLflow."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_notes_read_in_parts_of_any_size_equal_all_notes(limit: int) -> None:
 
 
 def test_unchanged_metrics_and_parameters_are_not_written_again(tmp_path: Path) -> None:
-    for _ in range(2):  # the second time in a process of its own, as it were
+    for _ in range(2):  # the second outbox stands for that of a resumed process
         outbox = Outbox(tmp_path, IDENTITY)
         for epoch in (1, 2):
             outbox.note("t0000", params={"p": 1.5}, metrics={"loss": math.nan, "acc": 0.5, "text": "x"}, step=epoch)
@@ -105,7 +105,7 @@ def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     whole = outbox.size()
     with outbox.file.open("ab") as file:
         file.write(b'{"run":"t0000","metr')
-    assert read_notes(outbox.file)[1] == whole  # nobody knows yet whether the rest comes
+    assert read_notes(outbox.file)[1] == whole  # the rest of the line may still be written
     Outbox(tmp_path, IDENTITY).note("t0000", metrics={"acc": 0.6}, step=2)
     assert [note.metrics for note in told(tmp_path)] == [{"acc": 0.5}, {"acc": 0.6}]
     assert read_notes(outbox.file)[1] == outbox.size()
@@ -118,14 +118,14 @@ def test_abandoned_runs_end_as_killed_and_the_parent_run_is_the_last(tmp_path: P
     outbox.note("t0001", status="FINISHED")
     end_abandoned(tmp_path, "another process's")
     assert len(told(tmp_path)) == 4
-    for _ in range(2):  # nothing more the second time
+    for _ in range(2):  # the second call writes no more notes
         end_abandoned(tmp_path, outbox.session)
         assert [(note.run, note.status) for note in told(tmp_path)[4:]] == [
             ("t0002", KILLED),
             ("t0000", KILLED),
             (PARENT, KILLED),
         ]
-    # A process that goes on with the study knows it, and begins them again.
+    # A process that resumes the study reads these statuses, so that it can begin the runs again.
     assert Outbox(tmp_path, IDENTITY).statuses == {
         PARENT: KILLED,
         "t0000": KILLED,

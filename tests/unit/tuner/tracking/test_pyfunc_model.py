@@ -1,4 +1,4 @@
-"""The best network as MLflow's model: logged, registered, loaded in a process that has the package alone."""
+"""Tests the best network as an MLflow model: it is logged, registered, and loaded in a new process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ np.save(sys.argv[5], model.predict(model.input_example))
 
 
 def network_of(experiment: Experiment, folder: Path) -> torch.nn.Module:
-    """A network in a folder, as a study leaves its best."""
+    """Write a network into a folder, as a study writes its best network."""
     torch.manual_seed(0)
     network = experiment.model()
     network.load_state_dict({**network.state_dict(), "diverges": torch.tensor(False)})

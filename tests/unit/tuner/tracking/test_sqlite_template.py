@@ -1,4 +1,4 @@
-"""A new MLflow store: the same whether MLflow makes its tables or they are copied."""
+"""Tests a new MLflow store: copied tables are equal to the tables that MLflow creates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def migrations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A call for each time that MLflow makes its tables."""
+    """Return a list with one entry for each time that MLflow creates its tables."""
     calls: list[Any] = []
     make = utils._initialize_tables
 
@@ -35,7 +35,7 @@ def migrations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def content(file: Path) -> tuple[list[Any], dict[str, list[Any]]]:
-    """A database's tables, and their rows but for times."""
+    """Return the tables of a database, and their rows without times."""
     with closing(sqlite3.connect(file)) as database:
         schema = database.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
         tables = [name for kind, name, _ in schema if kind == "table"]

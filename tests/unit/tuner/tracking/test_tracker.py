@@ -109,13 +109,13 @@ def test_a_resumed_study_continues_the_same_runs(tracker: MakeTracker, store: Pa
         one.log_epoch(number, 1, {"val_accuracy": 0.5})
         one.log_epoch(number, 2, {"val_accuracy": 0.6, "train_loss": math.nan})
     one.end_trial(record(0, TrialState.COMPLETED, epochs=2))
-    one.close(120)  # as if the process had been killed: the study and two trials are left running
+    one.close(120)  # this stands for a killed process: the study and two trials are still running
     ids = {name: run.info.run_id for name, run in read(store)[1].items()}
 
     two = tracker()
     two.start_study({"trials": 3}, {})
     two.start_trial(record(1))
-    two.log_epoch(1, 2, {"val_accuracy": 0.6, "train_loss": math.nan})  # run again from a checkpoint
+    two.log_epoch(1, 2, {"val_accuracy": 0.6, "train_loss": math.nan})  # the epoch is trained again from a checkpoint
     two.log_epoch(1, 3, {"val_accuracy": 0.7})
     two.end_trial(record(1, TrialState.COMPLETED, epochs=3, value=0.7))
     two.start_trial(record(3))
@@ -169,7 +169,7 @@ def test_trials_left_running_are_killed(tracker: MakeTracker, store: Path, statu
     one = tracker()
     one.start_study({}, {})
     one.start_trial(record(0))
-    one.log_epoch(1, 1, {"val_accuracy": 0.5})  # never announced
+    one.log_epoch(1, 1, {"val_accuracy": 0.5})  # the trial was not started
     finish(one, status=status)
     (parent,), trials = read(store)
     assert parent.info.status == status
@@ -181,7 +181,7 @@ def test_trials_left_running_are_killed(tracker: MakeTracker, store: Path, statu
 
 @contextmanager
 def stopped(writer: subprocess.Popen[str]) -> Iterator[None]:
-    """Whoever waited for the writer in this block would wait for five minutes, and the test fails."""
+    """Stop the writer in this block. A call that waits for the writer takes five minutes, and the test fails."""
     writer.send_signal(signal.SIGSTOP)
     late = threading.Timer(300, writer.send_signal, [signal.SIGCONT])
     late.start()
@@ -194,14 +194,14 @@ def stopped(writer: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def calls(act: Callable[[], object]) -> Counter[str]:
-    """How often each function was called, by its name."""
+    """Return the number of calls of each function, by its name."""
     counted = Counter[str]()
 
     def note(frame: FrameType, event: str, what: Any) -> None:
         if event in ("call", "c_call"):
             counted[frame.f_code.co_name if event == "call" else what.__name__] += 1
 
-    gc.disable()  # it has callbacks, as of hypothesis, that would be counted now and then
+    gc.disable()  # callbacks of the garbage collector, such as that of hypothesis, would be counted
     sys.setprofile(note)
     try:
         act()
@@ -215,7 +215,7 @@ def calls(act: Callable[[], object]) -> Counter[str]:
 def test_the_cost_of_a_report_is_constant_and_no_report_waits_for_the_disk(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # the writer at its own pace
+    monkeypatch.undo()  # the writer has its usual pace
     one = Tracker(f"sqlite:///{store}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
     assert one.flush(600)
@@ -229,10 +229,10 @@ def test_the_cost_of_a_report_is_constant_and_no_report_waits_for_the_disk(
         for number in range(20):
             one.end_trial(record(number, TrialState.COMPLETED, epochs=20))
     finish(one)
-    assert all(cost == costs[20] for cost in costs[20:])  # from the second epoch on: it does not grow with the study
+    assert all(cost == costs[20] for cost in costs[20:])  # from the second epoch on, the cost is constant
     assert costs[20]["write"] == 1
     assert costs[20]["fsync"] == costs[20]["flush"] == 0
-    assert costs[20].total() < 1000  # of any function, many of them for each metric; benchmarks.tracking has the time
+    assert costs[20].total() < 1000  # calls of all functions; benchmarks.tracking measures the time
     with closing(sqlite3.connect(store)) as database:
         (rows,) = database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()
     assert rows == 4_800

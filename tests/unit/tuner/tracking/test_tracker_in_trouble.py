@@ -1,4 +1,4 @@
-"""The MLflow record where something is in the way: variables, stores that are away, damaged or refuse."""
+"""Tests the MLflow tracking with environment variables, and with missing, damaged or refusing stores."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_artifacts_lie_beside_the_store(
         "best/deep/model.json",
         "pareto.csv",
     ]
-    assert parent.info.status == "FINISHED"  # whatever became of the artifacts
+    assert parent.info.status == "FINISHED"  # the artifacts do not matter
     assert len(one.problems) == 1
     assert "missing.html" in one.problems[0]
     assert not (tmp_path / "mlruns").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, and what is noticed when they are damaged."""
+"""Tests checkpoints: their content, and how damage is detected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stored(folder: Path, number: int, epoch: int, state: Any) -> Path:
 @given(state=STATES)
 def test_what_is_read_is_what_was_written(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = stored(tmp_path_factory.mktemp("state"), 1, 1, state)
-    # As text: a tuple is no list, and 1 is not 1.0.
+    # The texts are compared, because a tuple equals no list and 1 must not become 1.0.
     assert repr(checkpoints.read(Folder(path.parent), path.name)) == repr(state)
 
 
@@ -100,7 +100,7 @@ def test_a_file_of_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
-    """The files of a trial's last two checkpoints."""
+    """Return the files of a trial's last two checkpoints."""
     states = [{"w": torch.randn(300), "epoch": epoch} for epoch in (1, 2, 3)]
     paths = [stored(tmp_path, 7, epoch, state) for epoch, state in enumerate(states, 1)]
     assert not paths[0].exists()
@@ -131,7 +131,8 @@ def test_a_flipped_bit_is_noticed(place: float, two: tuple[Path, Path], tmp_path
 
 
 def test_a_longer_or_renamed_file_is_noticed(two: tuple[Path, Path], tmp_path: Path) -> None:
-    two[0].rename(two[0].with_name(two[0].name.replace("-2-", "-9-")))  # the same bytes: the state says its epoch
+    # The bytes stay the same, and the state in them contains its epoch, 2.
+    two[0].rename(two[0].with_name(two[0].name.replace("-2-", "-9-")))
     assert epochs_of(tmp_path) == [2, 3]
     two[1].write_bytes(two[1].read_bytes() + b"more")
     assert epochs_of(tmp_path) == [2]

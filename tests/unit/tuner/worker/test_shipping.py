@@ -1,4 +1,4 @@
-"""A user's code reaches workers that cannot see it: other folders, other machines, real Ray."""
+"""Tests how a user's code is sent to workers: into other folders, to other machines, and with Ray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NONZERO = (5 * 7 + 7 * 3) // 2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of a user's own: an experiment, modules beside it and a file that it reads."""
+    """Write a user's folder: an experiment, modules beside it and a file that it reads."""
     return write_files(FILES, tmp_path / "own")
 
 
@@ -90,8 +90,8 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
 
 @pytest.fixture
 def elsewhere(zygote: subprocess.Popen[str], tmp_path: Path) -> Elsewhere:
-    """Unpickles a parcel in another process and an empty folder, with no path but ours, and trains with it; the
-    nonzero weights, and the file in which the worker has the network's function."""
+    """Unpickle a parcel in another process, in an empty folder, with no import path but that of the project, and train
+    with it. Return the number of nonzero weights and the file from which the worker imported the network's function."""
     (tmp_path / "empty").mkdir()
 
     def run(parcel: Path) -> tuple[int, Path]:
@@ -108,7 +108,7 @@ def elsewhere(zygote: subprocess.Popen[str], tmp_path: Path) -> Elsewhere:
 
 
 def packed(folder: Path, experiment: Experiment | None = None) -> Path:
-    """A file with the parcel of the folder's experiment."""
+    """Return a file that contains the parcel of the folder's experiment."""
     name = f"{folder}/mine.py:mine"
     path = folder.parent / "parcel"
     path.write_bytes(pickle.dumps(Parcel(experiment or find(name), name)))
@@ -129,7 +129,7 @@ def test_packed_csv_lists_every_file_that_is_sent_to_workers(folder: Path, tmp_p
 
 def test_data_that_only_the_loader_reads_is_not_sent_to_workers(folder: Path) -> None:
     experiment = find(f"{folder}/mine.py:mine")
-    assert len(pickle.dumps(Parcel(experiment, f"{folder}/mine.py:mine"))) < 20_000  # MANY alone has 2,000,000
+    assert len(pickle.dumps(Parcel(experiment, f"{folder}/mine.py:mine"))) < 20_000  # MANY has 2,000,000 bytes
     assert experiment.load(None).train.x.shape == (12, 5)
 
 
@@ -162,7 +162,7 @@ def test_a_folder_that_has_changed_is_not_taken_for_the_sent_one(
 def test_an_experiment_that_workers_cannot_import_is_pickled_by_value(
     folder: Path, tmp_path: Path, elsewhere: Elsewhere
 ) -> None:
-    """Data read at the top level, from a file too large to send."""
+    """The module reads data at its top level, from a file that is too large to send."""
     (folder / "sizes.json").rename(tmp_path / "sizes.json")
     (folder / "mine.py").write_text(
         FILES["mine.py"].replace(', files=("sizes.json",)', "")
@@ -185,7 +185,7 @@ def test_an_experiment_that_cannot_be_pickled_is_sent_as_source_files(
     experiment = find(f"{folder}/mine.py:mine")
     assert by_value(experiment) is None
     parcel = packed(folder, experiment)
-    for _ in range(2):  # on this machine, and on another
+    for _ in range(2):  # first on this machine, then as on another machine
         assert elsewhere(parcel)[0] == NONZERO
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -303,7 +303,7 @@ def cleared(worker):
     return worker
 
 print(int(ray.get(cleared(Worker.remote()).train.remote(parcel))))
-shutil.rmtree(folder)  # what follows is as on another machine
+shutil.rmtree(folder)  # from here on, the process is as on another machine
 worker = cleared(Worker.remote())
 print(int(ray.get(worker.train.remote(parcel))), int(ray.get(worker.train.remote(parcel))))
 """

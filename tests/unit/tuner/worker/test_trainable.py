@@ -1,4 +1,4 @@
-"""A trial in its process: that it goes on from a checkpoint bit for bit, what it reports, and what ends it."""
+"""Tests a trial in its process: it continues from a checkpoint bit for bit, and reports its epochs and its end."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def setup_of(folder: Path) -> tuple[TrialSetup, dict[str, Any]]:
 
 
 class Process:
-    """A worker process, but for the process."""
+    """Stands for a worker process, within the test's own process."""
 
     def __init__(self, folder: Path, method: str, number: int = 4) -> None:
-        self.trial = object.__new__(TrialTrainable)  # Ray's own part of a Trainable is not needed
+        self.trial = object.__new__(TrialTrainable)  # the constructor of Ray's Trainable is not needed
         self.trial.setup({"number": number, "method": method, "params": PARAMS[method]}, *setup_of(folder))
 
     def run(self, epochs: int) -> list[Report]:
@@ -54,7 +54,7 @@ class Process:
         for _ in range(epochs):
             told = self.trial.step()
             reports.append(Report.from_dict(told))
-            if told.get("done"):  # which ends the trial for Ray
+            if told.get("done"):  # Ray ends the trial at this report
                 break
         if self.trial._writer is not None:
             self.trial._writer.finish()
@@ -63,7 +63,7 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint and a report after every epoch, however long it takes."""
+    """Let a trial write a checkpoint and a report after every epoch, no matter how long an epoch takes."""
     monkeypatch.setenv(checkpoints.EVERY_VARIABLE, "0")
     monkeypatch.setattr(trainable, "TOGETHER", 0.0)
 
@@ -85,7 +85,7 @@ def numbers(report: Report) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[int, Any], bytes]]:
-    """What unbroken trials report, and the networks that they leave."""
+    """Return the reports of uninterrupted trials and their networks."""
     found = {}
     for method in PARAMS:
         folder = tmp_path_factory.mktemp("whole")
@@ -101,7 +101,7 @@ def test_a_trial_that_goes_on_equals_an_unbroken_one(
 ) -> None:
     first = Process(tmp_path, method).run(broken_after)
     second = Process(tmp_path, method).run(99)
-    assert numbers(second[0]) == list(range(1, broken_after + 1))  # told again, not trained
+    assert numbers(second[0]) == list(range(1, broken_after + 1))  # these epochs are reported again, not trained again
     assert second[0].epochs == tuple(epoch for report in first for epoch in report.epochs)
     assert [report.again for report in second] == [True] + [False] * (len(second) - 1)
     assert second[-1].finished
@@ -247,7 +247,7 @@ def test_a_full_disk_is_no_failure_of_the_trial(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    for module in (places, files):  # of checkpoints, and of networks
+    for module in (places, files):  # the writers of checkpoints and of networks
         monkeypatch.setattr(module, "write_bytes", full)
     process = Process(tmp_path, "lpss")
     reports = []
@@ -258,6 +258,6 @@ def test_a_full_disk_is_no_failure_of_the_trial(
     told = [report for report in reports if report.disk]
     assert told
     assert "No space left on device" in told[0].disk
-    assert told == [Report(disk=report.disk) for report in told]  # so none of them ends the trial
+    assert told == [Report(disk=report.disk) for report in told]  # no report with a full disk ends the trial
     room[0] = True
     assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]

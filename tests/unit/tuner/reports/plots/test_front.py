@@ -1,4 +1,4 @@
-"""The picture of the front: its traces, its ranges, and that its page needs no network."""
+"""Tests the plot of the front: its traces and its ranges. Its page loads nothing from the internet."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_the_page_has_a_title_a_language_and_a_viewport(page: Page) -> None:
     assert page.texts["title"] == "digits at 90% </script> & more"
     assert ("html", {"lang": "en"}) in page.tags
     assert any(attributes.get("name") == "viewport" for tag, attributes in page.tags if tag == "meta")
-    assert sum(tag == "script" for tag, _ in page.tags) == 2  # plotly, the figure: none is broken off
+    assert sum(tag == "script" for tag, _ in page.tags) == 2  # one for plotly.js and one for the figure
 
 
 def test_the_same_figure_gives_the_same_page(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a study beside the front: what they show is what was recorded, and their page needs no network."""
+"""Tests the other plots of a study: they show the recorded values, and their page loads nothing from the internet."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def study_layers(folder: Path) -> dict[str, float]:
 
 
 class _References(HTMLParser):
-    """Whatever a browser would fetch, and the number of scripts that are plotly.js."""
+    """Collects the addresses that a browser would load, and the ids of the elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
 
     def drawn(records: Sequence[TrialRecord]) -> Pictured:
         if fails:
-            raise RuntimeError(fails.pop())  # a making that fails is made up for by the next
+            raise RuntimeError(fails.pop())  # a later update succeeds
         return Pictured("live", GOAL, records)
 
     live = LivePictures(drawn, tmp_path, Tracker(), every=0.05)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The pictures of the metric against bytes and multiply-adds."""
+"""Tests the plots of the metric over bytes and over multiply-adds."""
 
 from __future__ import annotations
 
