@@ -1,4 +1,4 @@
-"""How sparsity is shared out: exact totals, Erdos-Renyi-Kernel against its definition, saturated layers."""
+"""Distributions of a sparsity over layers: exact totals, Erdos-Renyi-Kernel against its definition, dense layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ shapes = st.lists(
 
 @examples(300)
 @given(shapes, st.floats(0, 0.999), st.sampled_from(["uniform", "erk"]))
-def test_counts_are_exact_in_all_and_possible_in_each(shapes: list[tuple], sparsity: float, distribution: str) -> None:
+def test_weight_counts_are_exact_in_total_and_fit_into_each_layer(
+    shapes: list[tuple], sparsity: float, distribution: str
+) -> None:
     sizes = [math.prod(shape) for shape in shapes]
     counts = layer_counts([torch.Size(shape) for shape in shapes], sparsity, distribution)
     assert sum(counts) == sum(sizes) - zeros_for(sparsity, sum(sizes))
@@ -34,7 +36,7 @@ def test_counts_are_exact_in_all_and_possible_in_each(shapes: list[tuple], spars
 
 @examples(300)
 @given(shapes, st.floats(0, 0.999), st.sampled_from(["uniform", "erk"]), st.integers(1, 3))
-def test_every_layer_has_its_neurons_floor_where_that_is_feasible(
+def test_every_layer_has_its_minimum_per_neuron_if_the_total_allows_it(
     shapes: list[tuple], sparsity: float, distribution: str, floor: int
 ) -> None:
     sizes = [torch.Size(shape) for shape in shapes]
@@ -49,12 +51,13 @@ def test_every_layer_has_its_neurons_floor_where_that_is_feasible(
         assert counts == pytest.approx(plain, abs=1)
 
 
-def test_a_layer_below_its_floor_is_raised_and_the_others_give_in_proportion() -> None:
+def test_a_layer_below_its_minimum_gets_weights_from_the_surplus_of_other_layers() -> None:
     layers = [torch.Size((128, 1, 3, 3)), torch.Size((128, 128)), torch.Size((64, 256))]
     assert layer_counts(layers, 0.95, "uniform") == [58, 819, 819]
-    # The first layer needs 70 more. The others give 33 and 37, in proportion to the 691 and 755 beyond their floors.
+    # The second and third layer have a surplus of 691 and 755 weights. They give 70 of these to the first layer.
     assert layer_counts(layers, 0.95, "uniform", a_neuron=1) == [128, 786, 782]
-    assert sum(layer_counts(layers, 0.995, "uniform", a_neuron=1)) == 169  # 320 neurons: there is no floor
+    # No minimum applies, because the number of weights is below the number of neurons, which is 320.
+    assert sum(layer_counts(layers, 0.995, "uniform", a_neuron=1)) == 169
 
 
 def test_erk_densities_are_proportional_to_sum_over_product() -> None:
@@ -78,7 +81,7 @@ def test_uniform_gives_every_layer_the_same_density() -> None:
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "erk", "global"])
-def test_masks_are_random_exact_and_the_seeds_own(distribution: str) -> None:
+def test_random_masks_have_the_exact_count_and_depend_on_the_seed(distribution: str) -> None:
     weights = [torch.zeros(30, 50), torch.zeros(8, 30, dtype=torch.float64)]
     one, again, other = (
         random_masks(weights, 0.8, distribution, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)

@@ -1,4 +1,4 @@
-"""What is prunable, and what of it lies on the sphere."""
+"""The weights of a network that are prunable, and the prunable weights that lie on the sphere."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_shared_weight_is_listed_once() -> None:
     assert on_sphere(tied) == {"0.weight": True, "2.weight": False}
 
 
-def test_a_layer_alone_is_the_last_one() -> None:
+def test_the_only_layer_of_a_network_counts_as_its_last_layer() -> None:
     assert on_sphere(nn.Linear(4, 2)) == {"weight": False}
 
 
@@ -89,7 +89,7 @@ COMPUTED = {
 
 
 @pytest.mark.parametrize("computed", COMPUTED.values(), ids=list(COMPUTED))
-def test_computed_weights_stay_dense_and_say_so(computed: Callable[[nn.Module], nn.Module]) -> None:
+def test_computed_weights_stay_dense_and_are_reported_as_left_dense(computed: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.Sequential(computed(nn.Linear(5, 4)), nn.Linear(4, 4), nn.Linear(4, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert on_sphere(model) == {"1.weight": True, "2.weight": False}
@@ -97,12 +97,11 @@ def test_computed_weights_stay_dense_and_say_so(computed: Callable[[nn.Module], 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for rules in (LayerRules(dense=("0.weight",)), LayerRules(off_sphere=("0.*", "2.*"))):
         assert [layer.name for layer in prunable_layers(model, rules)] == ["1.weight", "2.weight"]
-    # A computed last layer is still the last layer: the layer before it stays on the sphere.
-    for layer in (model[0], computed(nn.Linear(4, 2))):
+    for layer in (model[0], computed(nn.Linear(4, 2))):  # a computed weight still counts as the last layer
         assert on_sphere(nn.Sequential(nn.Linear(3, 4), layer)) == {"0.weight": True}
 
 
-def test_what_a_weight_is_computed_from_can_be_named() -> None:
+def test_a_rule_can_prune_the_parameter_that_a_weight_is_computed_from() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2))
     name = "0.parametrizations.weight.original1"
     assert list(map(attrgetter("name"), prunable_layers(model, LayerRules(prune={name: 1})))) == [name, "1.weight"]
@@ -118,26 +117,26 @@ def test_what_a_weight_is_computed_from_can_be_named() -> None:
         prunable_layers(model, LayerRules(prune={"0.weight": 1}))
 
 
-def test_frozen_weights_stay_dense_unless_they_are_named() -> None:
+def test_frozen_weights_stay_dense_unless_a_rule_names_them() -> None:
     model = perceptron()
     model[0].weight.requires_grad_(False)
     assert left_dense(model) == [("0.weight", "frozen", 20)]
     assert on_sphere(model) == {"2.weight": True, "4.weight": False}
     named = prunable_layers(model, LayerRules(prune={"0.weight": 1}))
     assert [(layer.name, layer.sphere) for layer in named] == [
-        ("0.weight", False),  # what is not trained cannot be put onto the sphere: it would compute something else
+        ("0.weight", False),  # a projection onto the sphere would change the function of a frozen layer
         ("2.weight", True),
         ("4.weight", False),
     ]
 
 
-def test_a_network_of_parameters_alone() -> None:
+def test_a_rule_prunes_a_parameter_of_a_network_without_layers() -> None:
     model = nn.ParameterDict({"mine": torch.ones(4, 3)})
     (layer,) = prunable_layers(model, LayerRules(prune={"mine": 0}))
     assert (layer.name, layer.sphere, layer.rows().shape) == ("mine", True, (3, 4))
 
 
-def test_embeddings_and_parameters_are_pruned_when_they_are_named() -> None:
+def test_embeddings_and_parameters_are_pruned_if_a_rule_names_them() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 2))
     model.mine = nn.Parameter(torch.ones(3, 5, 7))
     assert left_dense(model) == [("mine", "of an unknown layer class", 105), ("0.weight", "an embedding", 36)]
@@ -150,13 +149,13 @@ def test_embeddings_and_parameters_are_pruned_when_they_are_named() -> None:
 
 
 @pytest.mark.parametrize("fan_in", [(), 2, -3, (0, 1), (0, 5)])
-def test_dimensions_that_a_weight_has_not_are_refused(fan_in: int | tuple[int, ...]) -> None:
+def test_a_rule_with_wrong_fan_in_dimensions_is_refused(fan_in: int | tuple[int, ...]) -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6))
     with pytest.raises(ValueError, match=r"^prune: 0\.weight has the shape \(9, 4\): fan-in dimensions .*: give at"):
         prunable_layers(model, LayerRules(prune={"0.weight": fan_in}))
 
 
-def test_a_tied_weight_is_its_layers() -> None:
+def test_a_weight_that_an_embedding_shares_with_a_linear_layer_is_prunable() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
     model[2].weight = model[0].weight
     assert on_sphere(model) == {"1.weight": True, "2.weight": False}
@@ -188,7 +187,7 @@ def test_neurons_with_one_weight_stay_off_the_sphere() -> None:
         (nn.Dropout(), False),
     ],
 )
-def test_a_normalisation_registered_next_takes_the_scale_of_the_rows_away(layer: nn.Module, normalises: bool) -> None:
+def test_a_layer_is_normalised_if_the_next_module_normalises_its_channels(layer: nn.Module, normalises: bool) -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(5, 3)), nn.Sequential(nn.Sequential(layer)), nn.Linear(3, 2))
     assert [one.normalised for one in prunable_layers(model)] == [normalises, False]
     rules = LayerRules(normalised=("2.weight",))
@@ -203,13 +202,13 @@ def small_convolutional() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2))
 
 
-def test_patterns_leave_weights_dense_or_take_them_off_the_sphere() -> None:
+def test_rules_with_name_patterns_keep_weights_dense_or_off_the_sphere() -> None:
     layers = prunable_layers(perceptron(), LayerRules(dense=("0.*",), off_sphere=("2.weight",)))
     assert [(layer.name, layer.sphere) for layer in layers] == [("2.weight", False), ("4.weight", True)]
     assert [layer.sphere for layer in prunable_layers(perceptron(), LayerRules(off_sphere=()))] == [True, True, True]
 
 
-def test_kinds_of_layers_are_rules_too() -> None:
+def test_a_rule_can_name_a_class_of_layers() -> None:
     layers = prunable_layers(small_convolutional(), LayerRules(dense=(nn.Conv2d,)))
     assert [(layer.name, layer.sphere) for layer in layers] == [("3.weight", True), ("4.weight", False)]
     layers = prunable_layers(small_convolutional(), LayerRules(dense=("1.*",), off_sphere=(nn.Linear,)))
@@ -220,20 +219,20 @@ def test_kinds_of_layers_are_rules_too() -> None:
     ]
 
 
-def test_the_last_layer_is_the_networks_even_if_it_stays_dense() -> None:
+def test_no_other_layer_becomes_the_last_one_if_the_last_layer_stays_dense() -> None:
     layers = prunable_layers(perceptron(), LayerRules(dense=("4.*",)))
     assert [(layer.name, layer.sphere) for layer in layers] == [("0.weight", True), ("2.weight", True)]
 
 
 @pytest.mark.parametrize("rules", [LayerRules(dense=("head.*",)), LayerRules(off_sphere=("0.bias",))])
-def test_a_rule_that_fits_nothing_is_refused_with_the_names_there_are(rules: LayerRules) -> None:
+def test_the_error_about_a_rule_that_matches_no_weight_lists_all_weights(rules: LayerRules) -> None:
     with pytest.raises(
         ValueError, match=r"'(head\.\*|0\.bias)': the weights are 0\.weight \(Linear\), 2\.weight \(Linear\)"
     ):
         prunable_layers(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), rules)
 
 
-def test_a_kind_that_fits_nothing_is_refused_by_name() -> None:
+def test_the_error_about_a_layer_class_that_matches_no_weight_names_the_class() -> None:
     with pytest.raises(ValueError, match=r"^no weight fits the rule 'Conv2d': the weights are 0\.weight \(Linear\)"):
         prunable_layers(perceptron(), LayerRules(off_sphere=(nn.Conv2d,)))
 
@@ -259,13 +258,13 @@ def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
     assert bool((model[2].weight != 0).all())
 
 
-def test_dead_neurons_are_rows_without_a_connection_along_each_layer_s_own_dimensions() -> None:
+def test_dead_neurons_are_counted_along_the_output_channels_of_each_layer_class() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Linear(8, 3))
     layers = prunable_layers(model)
     masks = [torch.ones_like(layer.weight) for layer in layers]
     assert dead_neurons(layers, masks) == {}
     masks[0][1:3] = 0
     masks[1][2:, 1] = 0  # of the second group, the second output
-    masks[1][0] = 0  # an input that nobody reads leaves no neuron without connections
+    masks[1][0] = 0  # an input without connections does not count as a dead neuron
     masks[2][0, 1:] = 0
     assert dead_neurons(layers, [mask.bool() for mask in masks]) == {"0.weight": (2, 4), "1.weight": (1, 6)}

@@ -40,7 +40,7 @@ def tensors(scores: list[list[float]]) -> list[Tensor]:
         (1e-05, 100000, 1),
     ],
 )
-def test_number_of_zeros(sparsity: float, weights: int, zeros: int) -> None:
+def test_the_number_of_zeros_is_exact_for_known_sparsities(sparsity: float, weights: int, zeros: int) -> None:
     assert zeros_for(sparsity, weights) == zeros
 
 
@@ -55,7 +55,9 @@ def test_number_of_zeros_is_the_least_that_reaches_a_decimal_sparsity(numerator:
 
 
 @given(scores_lists, st.floats(0, 1), st.integers(0, 3))
-def test_keeps_an_exact_count_of_the_largest(scores: list[list[float]], share: float, at_least: int) -> None:
+def test_keep_largest_keeps_exactly_the_given_number_of_the_largest_scores(
+    scores: list[list[float]], share: float, at_least: int
+) -> None:
     layers = tensors(scores)
     total = sum(layer.numel() for layer in layers)
     keep = round(share * total)
@@ -69,10 +71,10 @@ def test_keeps_an_exact_count_of_the_largest(scores: list[list[float]], share: f
     if sum(floors) > keep:
         floors = [0] * len(layers)
     assert all(int(mask.sum()) >= floor for mask, floor in zip(masks, floors, strict=True))
-    for mask, layer in zip(masks, layers, strict=True):  # inside a layer nothing smaller goes before something larger
+    for mask, layer in zip(masks, layers, strict=True):  # in a layer, kept scores are the largest
         kept, left = layer[mask == 1], layer[mask == 0]
         assert not len(kept) or not len(left) or kept.min() >= left.max()
-    # Across layers: what a layer has beyond its floor is at least as large as everything left out anywhere.
+    # Across layers: the kept scores beyond the minimum of a layer are at least as large as all scores left out.
     beyond = [
         layer[mask == 1].sort().values[: int(mask.sum()) - floor]
         for mask, layer, floor in zip(masks, layers, floors, strict=True)
@@ -86,7 +88,7 @@ matrices = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1,
 
 
 @given(matrices, st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(0, 4))
-def test_rows_keep_their_largest_and_the_rest_goes_to_the_largest_of_all(
+def test_every_row_keeps_its_minimum_and_the_largest_scores_share_the_rest(
     shapes: list[tuple[int, int]], seed: int, share: float, a_row: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -108,14 +110,14 @@ def test_rows_keep_their_largest_and_the_rest_goes_to_the_largest_of_all(
         assert torch.cat(beyond).min() >= left_out.max()
 
 
-def test_no_layer_is_emptied_while_there_is_enough_to_keep() -> None:
+def test_every_layer_keeps_a_weight_if_enough_weights_are_kept() -> None:
     large, small = torch.full((5,), 9.0), torch.tensor([[1.0, 3.0], [2.0, 0.0]])
     masks = keep_largest([large, small], 5)
     assert masks[0].sum() == 4
     assert masks[1].tolist() == [[0.0, 1.0], [0.0, 0.0]]
     masks = keep_largest([large, small], 5, at_least=0)
     assert masks[1].sum() == 0
-    masks = keep_largest([large, small], 1)  # too few for a floor: the largest of all
+    masks = keep_largest([large, small], 1)  # too few weights for a minimum in each layer
     assert masks[0].sum() == 1
 
 
@@ -125,7 +127,7 @@ def test_equal_scores_still_give_the_exact_count() -> None:
         assert sum(int(mask.sum()) for mask in masks) == keep
 
 
-def test_minus_infinity_is_taken_last_but_taken() -> None:
+def test_scores_of_minus_infinity_are_kept_last() -> None:
     scores = torch.tensor([-math.inf, 1.0, -math.inf, -5.0])
     assert keep_largest([scores], 2)[0].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert keep_largest([scores], 3)[0].sum() == 3
@@ -145,7 +147,9 @@ def test_impossible_counts_are_refused(keep: int) -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 99), st.integers(0, 2**32))
-def test_random_mask_has_the_exact_count_and_its_seed_decides(rows: int, columns: int, percent: int, seed: int) -> None:
+def test_a_random_mask_has_the_exact_count_and_its_seed_determines_it(
+    rows: int, columns: int, percent: int, seed: int
+) -> None:
     shape = torch.Size([rows, columns])
     mask, again = (random_mask(shape, percent / 100, Generator().manual_seed(seed), torch.float32) for _ in range(2))
     assert mask.shape == shape

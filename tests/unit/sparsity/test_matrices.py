@@ -36,7 +36,7 @@ def test_complex_weights_stay_dense() -> None:
     assert left_dense(model) == [("0.weight", "not floating-point", 12)]
 
 
-def test_what_torch_has_pruned_names_the_way_back() -> None:
+def test_a_weight_masked_by_torch_prune_stays_dense_and_the_reason_names_remove() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     prune.l1_unstructured(model[0], "weight", 0.5)
     (dense,) = left_dense(model)
@@ -46,7 +46,7 @@ def test_what_torch_has_pruned_names_the_way_back() -> None:
     assert names(model) == ["0.weight", "1.weight"]
 
 
-def test_the_other_direction_of_an_lstm_is_no_part_of_a_computed_weight() -> None:
+def test_weight_norm_on_one_weight_of_an_lstm_leaves_its_other_weights_prunable() -> None:
     model = nn.utils.weight_norm(nn.LSTM(4, 3, bidirectional=True), "weight_ih_l0")
     assert names(model) == ["weight_hh_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse"]
     assert left_dense(model) == [("weight_ih_l0", "computed from other parameters", 48)]

@@ -52,14 +52,14 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_weights_in_memory_that_is_not_their_own_are_refused(name: str) -> None:
+def test_tensors_that_overlap_in_memory_are_refused(name: str) -> None:
     make, told = REFUSED[name]
     with pytest.raises(ValueError, match=told):
         prunable_layers(make())
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_weights_that_lie_side_by_side_are_prunable(name: str) -> None:
+def test_weights_without_overlap_in_memory_are_prunable(name: str) -> None:
     model = ACCEPTED[name]()
     assert sum(layer.weight.numel() for layer in prunable_layers(model)) == sum(
         param.numel() for param in model.parameters() if param.dim() == 2

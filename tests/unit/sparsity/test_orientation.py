@@ -54,7 +54,7 @@ def test_a_row_holds_the_weights_that_its_neuron_depends_on(name: str) -> None:
         assert torch.equal((orientation.rows(seen) != 0).float(), expected)
 
 
-def test_a_transposed_convolution_by_its_definition() -> None:
+def test_the_rows_of_a_transposed_convolution_follow_its_definition() -> None:
     """Output channel o of group g: its inputs are the channels of g, each with its kernel."""
     layer = nn.ConvTranspose2d(6, 4, (2, 3), groups=2)
     weight, orientation = one(layer)
@@ -68,13 +68,13 @@ def test_a_transposed_convolution_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_turned_back_is_what_was_turned(name: str) -> None:
+def test_turned_back_inverts_turned_and_rows(name: str) -> None:
     weight, orientation = one(LAYERS[name][0]())
     assert torch.equal(orientation.turned_back(orientation.turned(weight), weight.shape), weight)
     assert torch.equal(orientation.turned_back(orientation.rows(weight).clone(), weight.shape), weight)
 
 
-def test_dimensions_of_a_parameter() -> None:
+def test_the_fan_in_dimensions_of_a_parameter_determine_its_rows() -> None:
     x = torch.arange(24).view(2, 3, 4)
     assert oriented((1, 2), 3) == oriented((-1, 1), 3) == STANDARD
     assert torch.equal(oriented(1, 3).rows(x), x.transpose(1, 2).reshape(8, 3))
@@ -82,7 +82,7 @@ def test_dimensions_of_a_parameter() -> None:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    """Equal but for sums in another order, over rows that lie elsewhere in memory."""
+    """Check that the tensors are equal except for rounding, because the order of their sums may differ."""
     few = 20 * torch.finfo(ours.dtype).eps
     torch.testing.assert_close(ours, theirs, rtol=few, atol=few)
 
@@ -95,8 +95,10 @@ def twin(rows: Tensor, orientation: Orientation, shape: torch.Size) -> nn.Parame
 @pytest.mark.parametrize("foreach", [None, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gain", [False, True])
-def test_a_step_is_that_of_the_rows_alone(name: str, foreach: bool | None, dtype: torch.dtype, gain: bool) -> None:
-    """LpSGD on a turned weight does what it does on a plain matrix of the same rows, masks and states included."""
+def test_an_oriented_weight_is_trained_like_a_matrix_with_the_same_rows(
+    name: str, foreach: bool | None, dtype: torch.dtype, gain: bool
+) -> None:
+    """LpSGD trains a weight with an orientation like a plain matrix with the same rows. Masks and states agree, too."""
     weight, orientation = one(LAYERS[name][0]())
     start = normal(0, *orientation.rows(weight).shape, dtype=dtype)
     matrix, turned = nn.Parameter(start.clone()), twin(start, orientation, weight.shape)
@@ -119,7 +121,7 @@ def test_a_step_is_that_of_the_rows_alone(name: str, foreach: bool | None, dtype
 
 
 @pytest.mark.parametrize("name", ["Conv1D", "ConvTranspose2d", "ConvTranspose2d grouped"])
-def test_memory_lies_in_the_order_of_the_rows_until_the_last_step(name: str) -> None:
+def test_ungrouped_layers_are_stored_in_row_order_until_the_last_step(name: str) -> None:
     layer, shape, _ = LAYERS[name]
     model = nn.Sequential(layer(), nn.Flatten())
     model.append(nn.Linear(model(torch.ones(shape)).shape[1], 2))
@@ -140,17 +142,17 @@ def test_an_orientation_that_a_parameter_cannot_have_is_refused(orientation: tup
         LpSGD([{"params": [nn.Parameter(torch.ones(4, 6))], "p": 1.4, "orientation": orientation}])
 
 
-def test_a_usual_weight_in_another_order_of_memory_keeps_it() -> None:
+def test_a_channels_last_weight_keeps_its_memory_format() -> None:
     weight = nn.Parameter(normal(0, 4, 3, 2, 2, dtype=torch.float32).to(memory_format=torch.channels_last))
     optimizer, before = LpSGD([weight], p=1.4), weight.stride()
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert weight.stride() == before
     ((_, (block,)),) = optimizer._blocks.values()
-    assert isinstance(block, ForeachStep)  # the compiled one rounds otherwise
+    assert isinstance(block, ForeachStep)  # the compiled step rounds differently
 
 
-def test_the_orientation_outlives_a_state_dict() -> None:
+def test_load_state_dict_keeps_the_orientation() -> None:
     def make() -> tuple[nn.Parameter, LpSGD]:
         weight = nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
         return weight, LpSGD([{"params": [weight], "p": 1.4, "orientation": ((0,), 1)}])
@@ -167,12 +169,12 @@ def test_the_orientation_outlives_a_state_dict() -> None:
     assert torch.allclose((second.abs() ** 1.4).sum(0) ** (1 / 1.4), loaded.gain(second)[:, 0])
     earlier = saved.state_dict()
     for group in earlier["param_groups"]:
-        del group["orientation"]  # as an earlier version has saved it
+        del group["orientation"]  # an earlier version saved no orientation
     loaded.load_state_dict(earlier)
     assert loaded.param_groups[0]["orientation"] is None
 
 
-def test_erk_is_that_of_the_oriented_dimensions() -> None:
+def test_erk_uses_the_oriented_dimensions_of_a_layer() -> None:
     grouped = nn.ConvTranspose2d(8, 8, 2, groups=4)  # 8 neurons, each of 2 channels and a kernel of 2 x 2
     model = nn.Sequential(nn.Linear(40, 40), grouped, Conv1D(8, 40), nn.Linear(40, 3))
     sparse = METHODS["static"].build(

@@ -1,4 +1,4 @@
-"""Which layer is the last, and which ones a normalisation follows, in whatever order layers were registered."""
+"""The last layers of a network, and the layers before a normalisation. The order of registration has no effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tune_sparsity.sparsity import LayerRules, LpSGD, lpss, prunable_layers, wit
 
 
 class HeadFirst(nn.Module):
-    """Of which the head is registered before what it reads."""
+    """A network that registers its head before the layers whose outputs the head reads."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_last_layer_follows_the_graph(name: str) -> None:
+def test_the_last_layers_are_found_in_the_autograd_graph(name: str) -> None:
     make, last = CASES[name]
     model = make().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -112,12 +112,12 @@ def test_the_last_layer_follows_the_graph(name: str) -> None:
     assert torch.equal(generator, torch.get_rng_state())
 
 
-def test_inputs_that_are_integers_and_a_head_that_is_the_embedding() -> None:
+def test_the_last_layer_is_found_with_integer_inputs_and_a_tied_embedding() -> None:
     model = Tied()
     assert with_last_layer(LayerRules(), model, torch.tensor([[1, 2], [3, 4]])).last == ("head.weight",)
 
 
-def test_inputs_by_name() -> None:
+def test_the_last_layer_is_found_with_an_example_of_keyword_inputs() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -130,7 +130,7 @@ def test_inputs_by_name() -> None:
     assert with_last_layer(LayerRules(), Named(), example).last == ("head.weight",)
 
 
-def test_a_network_without_a_graph_is_taken_in_order() -> None:
+def test_without_an_autograd_graph_the_layer_registered_last_is_the_last() -> None:
     class Detached(HeadFirst):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).detach()
@@ -142,14 +142,14 @@ def test_a_network_without_a_graph_is_taken_in_order() -> None:
     assert [layer.name for layer in layers if not layer.sphere] == ["two.weight"]
 
 
-def test_what_a_user_says_stands() -> None:
+def test_rules_of_the_user_override_the_autograd_graph() -> None:
     example = torch.randn(4, 6)
     for rules in (LayerRules(last=("one.weight",)), LayerRules(off_sphere=("one.*",))):
         layers = prunable_layers(HeadFirst(), rules, example=example)
         assert [layer.name for layer in layers if not layer.sphere] == ["one.weight"]
 
 
-def test_lpss_takes_an_example() -> None:
+def test_lpss_finds_the_last_layer_with_an_example_input() -> None:
     model = HeadFirst()
     sparse = lpss(model, total_steps=2, example=torch.randn(4, 6))
     assert isinstance(sparse.optimizer, LpSGD)
@@ -161,7 +161,7 @@ def test_lpss_takes_an_example() -> None:
 
 
 class Block(nn.Module):
-    """Of which all normalisations are registered at the end."""
+    """A network that registers all its normalisations at the end."""
 
     def __init__(self, *, reads: str = "nothing else", bias: bool = True) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Block(nn.Module):
 
 
 class Twice(nn.Module):
-    """Whose layer is used with a normalisation and without one."""
+    """A network that uses one layer twice: before a normalisation, and before the head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Twice(nn.Module):
 
 
 class Bytes(nn.Module):
-    """Whose inputs no gradient can reach."""
+    """A network for integer inputs, which have no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Bytes(nn.Module):
 
 
 class Behind(Bytes):
-    """Whose first layer has a normalisation only behind the second one."""
+    """A network with a normalisation after its second layer and none after its first layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Behind(Bytes):
 
 
 class Kept(Block):
-    """Whose normalisations multiply by constants, but for one that knows no others than its input's."""
+    """A network whose normalisations stay in evaluation mode, in which BatchNorm multiplies by constants."""
 
     def train(self, mode: bool = True) -> Kept:
         super().train(mode)
@@ -235,7 +235,7 @@ class Kept(Block):
         (HeadFirst(), torch.randn(2, 6), ()),
     ],
 )
-def test_layers_whose_results_only_a_normalisation_reads(
+def test_a_layer_is_normalised_if_only_a_normalisation_reads_its_outputs(
     model: nn.Module, example: Tensor, normalised: tuple[str, ...]
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}

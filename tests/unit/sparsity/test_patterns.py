@@ -1,4 +1,4 @@
-"""Patterns of zeros, against plain loops: masks have them, and how exact the sparsity is."""
+"""Patterns of zeros: plain loops check that masks have the pattern and that the sparsity is exact."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def blocks_of(mask: Tensor, block: Block) -> list[Tensor]:
 @examples(150)
 @given(some_of, st.lists(st.tuples(st.integers(1, 8), st.integers(1, 6), kernels), min_size=1, max_size=4), seeds,
        st.floats(0, 1), distributions, st.booleans(), st.lists(st.booleans(), min_size=4, max_size=4))  # fmt: skip
-def test_n_of_m_holds_and_the_total_is_exact_from_its_least_sparsity_on(
+def test_n_of_m_holds_and_the_total_is_exact_at_its_lowest_sparsity_and_above(
     pair: tuple[int, int],
     sizes: list[tuple[int, int, tuple[int, ...]]],
     seed: int,
@@ -74,7 +74,7 @@ def test_n_of_m_keeps_the_largest_of_each_group_at_its_least_sparsity() -> None:
     assert mask.tolist() == [[1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 1, 1, 0]]
 
 
-def test_below_its_least_sparsity_the_smallest_of_what_n_of_m_does_not_allow_go_first() -> None:
+def test_below_its_lowest_sparsity_n_of_m_prunes_the_smallest_forbidden_weights() -> None:
     weight = torch.tensor([[4.0, 1.0, 3.0, 2.0, 8.0, 7.0, 6.0, 5.0]])  # not allowed: 1, 2, 6, 5
     selection = Selection(pattern=NofM(2, 4))
     zeros = [selection([weight.log2()], [False], k / 8)[0] for k in range(5)]
@@ -84,7 +84,7 @@ def test_below_its_least_sparsity_the_smallest_of_what_n_of_m_does_not_allow_go_
 @examples(150)
 @given(blocks, st.lists(st.tuples(st.integers(4, 11), st.integers(4, 11), kernels), min_size=1, max_size=4), seeds,
        st.floats(0, 0.99), distributions, st.lists(st.booleans(), min_size=4, max_size=4))  # fmt: skip
-def test_blocks_are_whole_and_the_total_is_exact_to_a_block(
+def test_blocks_are_pruned_whole_and_a_global_total_is_exact_to_one_block(
     pair: tuple[int, int],
     sizes: list[tuple[int, int, tuple[int, ...]]],
     seed: int,
@@ -114,7 +114,7 @@ def test_a_blocks_rank_is_the_root_mean_square_of_its_weights(
     assert torch.allclose(found.exp2(), means, rtol=1e-9, atol=0)
 
 
-def test_every_row_of_blocks_keeps_one_as_far_as_there_are_enough() -> None:
+def test_every_row_of_blocks_keeps_a_block_if_enough_weights_are_kept() -> None:
     log = torch.zeros(6, 6)
     log[:2] = 10.0
     selection = Selection(a_neuron=1, pattern=Block(2, 2))
@@ -127,7 +127,7 @@ def test_every_row_of_blocks_keeps_one_as_far_as_there_are_enough() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("text", ["2:4", "block:2x3"])
-def test_patterns_take_all_types_and_weights_of_zero(text: str, dtype: torch.dtype) -> None:
+def test_patterns_work_with_all_float_dtypes_and_with_zero_weights(text: str, dtype: torch.dtype) -> None:
     weight = torch.zeros(6, 12, dtype=dtype)
     weight[0, :2] = 1.0
     (mask,) = Selection(a_neuron=1, pattern=pattern_from(text))([weight.log2()], [True], 0.5)
@@ -139,14 +139,14 @@ patterns = [some_of.map(lambda pair: NofM(*pair)), blocks.map(lambda pair: Block
 
 
 @given(st.one_of(*patterns, st.integers(1, 64).map(Neurons)))
-def test_a_pattern_is_read_as_it_is_written(pattern: Pattern) -> None:
+def test_the_text_of_a_pattern_is_parsed_to_the_same_pattern(pattern: Pattern) -> None:
     assert pattern_from(str(pattern)) == pattern
 
 
 @pytest.mark.parametrize(
     "text", ["4:2", "2:2", "0:4", "block:0x4", "block:1x1", "block:4", "block", "neuron", "neurons:0", "", "2:4 "]
 )
-def test_what_is_no_pattern_is_refused_in_one_line(text: str) -> None:
+def test_a_text_that_is_no_pattern_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"pattern|it takes") as found:
         pattern_from(text)
     assert "\n" not in str(found.value)
@@ -177,7 +177,7 @@ def test_a_network_without_a_layer_that_fits_is_refused() -> None:
 
 @pytest.mark.parametrize("method", ["lpss", "gmp"])
 @pytest.mark.parametrize("text", ["2:4", "1:4", "block:2x4"])
-def test_a_training_ends_with_the_pattern(method: str, text: str) -> None:
+def test_the_weights_have_the_pattern_after_a_training(method: str, text: str) -> None:
     model, pattern = network(), pattern_from(text)
     params = {"final_sparsity": 0.8, **({"p": 1.5} if method == "lpss" else {})}
     rules = LayerRules(pattern=pattern)
@@ -212,7 +212,7 @@ def test_methods_without_patterns_refuse_them(method: str) -> None:
         )
 
 
-def test_small_layers_keep_a_block_at_the_highest_sparsity_and_the_total_stays_exact() -> None:
+def test_small_layers_keep_a_block_and_the_total_stays_exact_to_one_block() -> None:
     torch.manual_seed(0)
     logs = [torch.randn(300, 64), torch.randn(100, 300), torch.randn(10, 100)]
     for sparsity in (0.99, 0.996):
@@ -224,6 +224,6 @@ def test_small_layers_keep_a_block_at_the_highest_sparsity_and_the_total_stays_e
     assert sum(int(mask.sum()) for mask in masks) <= 51
 
 
-def test_least_weights_are_those_of_a_block() -> None:
+def test_least_weights_is_the_size_of_a_block() -> None:
     assert math.prod((4, 2)) == Block(4, 2).least_weights(torch.Size((10, 10)))
     assert NofM(2, 4).least_weights(torch.Size((10, 8))) == UNSTRUCTURED.least_weights(torch.Size((10, 8))) == 0

@@ -160,7 +160,7 @@ def test_mask_does_not_move_once_it_is_fixed(drop: str) -> None:
     assert not torch.equal(model[0].weight, weights)  # it trained on
 
 
-def test_mask_projected_by_hand_does_not_move_either() -> None:
+def test_the_masks_do_not_change_after_a_call_of_project() -> None:
     model = mlp(20, 64, 32, 4)
     sparse = lpss(model, LpssSettings(0.9, 1.3, sphere_lr=0.05, threshold_interval=1), total_steps=100)
     train(model, sparse, 0, 30)
@@ -200,7 +200,7 @@ def test_layers_off_the_sphere_get_their_erk_share() -> None:
     assert sparse.zeros()[0] == zeros_for(0.95, sum(shape.numel() for shape in shapes))
 
 
-def test_projection_takes_active_weights_of_zero_before_pruned_ones() -> None:
+def test_a_projection_keeps_active_zero_weights_rather_than_pruned_weights() -> None:
     model, sparse, _ = scripted({0: without(*((i, j) for i in range(10) for j in range(10)))}, sparsity=0.5)
     with torch.no_grad():
         model[2].weight.zero_()  # an output layer that starts at zero, as some do
@@ -219,7 +219,7 @@ def test_a_network_sparser_than_its_target_gets_weights_back() -> None:
     assert sparse.zeros()[0] == 120
 
 
-def test_masks_given_are_not_the_masks_kept() -> None:
+def test_a_training_does_not_change_the_masks_that_it_was_given() -> None:
     model = mlp(20, 10, 4)
     layers = prunable_layers(model)
     given_masks = [torch.ones_like(layer.weight) for layer in layers]
@@ -234,7 +234,7 @@ def test_masks_given_are_not_the_masks_kept() -> None:
 # ---- projected()
 
 
-def test_projected_shows_the_final_sparsity_and_restores_the_weights_exactly() -> None:
+def test_projected_gives_the_network_its_final_sparsity_and_then_restores_it() -> None:
     model = mlp(20, 64, 32, 4)
     sparse = lpss(model, LpssSettings(0.9, 1.3, sphere_lr=0.05), total_steps=400)
     train(model, sparse, 0, 100)
@@ -252,7 +252,7 @@ def test_projected_shows_the_final_sparsity_and_restores_the_weights_exactly() -
         assert all(torch.equal(inside[name], value) for name, value in model.state_dict().items())
 
 
-def test_projected_restores_the_weights_after_an_error() -> None:
+def test_the_context_manager_projected_restores_the_weights_after_an_error() -> None:
     model = mlp(20, 64, 32, 4)
     sparse = lpss(model, total_steps=400, sparsity=0.9)
     before = copy.deepcopy(model.state_dict())

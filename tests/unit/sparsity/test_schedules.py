@@ -37,14 +37,14 @@ def schedules(draw: st.DrawFn) -> Schedule:
         ("exponential", 0.5, 0.2 + 0.6 / (1 + math.exp(2.5))),  # (x - x^2)/(1 - x^2) = x/(1 + x), x = e^-2.5
     ],
 )
-def test_closed_values(kind: str, progress: float, value: float) -> None:
+def test_schedules_have_known_values_between_their_ends(kind: str, progress: float, value: float) -> None:
     assert Schedule(kind, 0.8, 0.2)(progress) == pytest.approx(value, rel=1e-12)
     # The same shape, squeezed between two progresses.
     assert Schedule(kind, 0.8, 0.2, 0.2, 0.6)(0.2 + 0.4 * progress) == pytest.approx(value, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ends_are_exact(kind: str) -> None:
+def test_a_schedule_has_exact_values_before_its_begin_and_after_its_end(kind: str) -> None:
     schedule = Schedule(kind, 0.3, 0.1, 0.2, 0.7)
     stop = 0.3 if kind == "constant" else 0.1
     assert [schedule(x) for x in (0.0, 0.1, 0.2)] == [0.3] * 3
@@ -59,7 +59,7 @@ def test_gradual_pruning_rises_as_published() -> None:
 
 
 @given(schedules(), units, units)
-def test_monotone_from_start_to_stop(schedule: Schedule, one: float, other: float) -> None:
+def test_a_schedule_is_monotone_from_start_to_stop(schedule: Schedule, one: float, other: float) -> None:
     one, other = sorted((one, other))
     low, high = sorted((schedule.start, schedule.stop))
     rounding = 1e-12
@@ -71,7 +71,7 @@ def test_monotone_from_start_to_stop(schedule: Schedule, one: float, other: floa
 
 
 @given(st.sampled_from([kind for kind in KINDS if kind != "constant"]), units)
-def test_no_jump_at_the_ends(kind: str, begin: float) -> None:
+def test_a_schedule_is_continuous_at_its_begin_and_end(kind: str, begin: float) -> None:
     assume(begin < 0.9)
     schedule = Schedule(kind, 1.0, 0.0, begin, 1.0)
     assert schedule(begin + 1e-9) == pytest.approx(1.0, abs=1e-6)
@@ -84,7 +84,7 @@ def test_impossible_spans_are_refused(begin: float, end: float) -> None:
         Schedule("linear", 1.0, 0.0, begin, end)
 
 
-def test_unknown_shape_is_refused_with_the_known_ones() -> None:
+def test_the_error_about_an_unknown_schedule_lists_the_known_schedules() -> None:
     with pytest.raises(ValueError, match=r"unknown schedule 'square': choose one of constant, linear, cosine"):
         Schedule("square", 1.0)
 
@@ -121,7 +121,7 @@ def test_published_learning_rate_goes_through_its_knots() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5])
-def test_published_learning_rate_serves_short_trainings(epochs: int) -> None:
+def test_the_published_learning_rate_works_for_trainings_of_one_to_five_epochs(epochs: int) -> None:
     rate = published_learning_rate(epochs)
     shares = [rate(k / 1000) for k in range(1001)]
     assert max(shares) == pytest.approx(1.0, abs=0.01)
@@ -131,7 +131,7 @@ def test_published_learning_rate_serves_short_trainings(epochs: int) -> None:
     assert all(later <= earlier for earlier, later in pairwise(falling))
 
 
-def test_warmup_and_cosine() -> None:
+def test_warmup_cosine_rises_linearly_and_then_falls_as_a_cosine() -> None:
     assert warmup_cosine(0.0) == 0.01  # never nothing, or the first step would be lost
     assert warmup_cosine(0.025) == pytest.approx(0.5)
     assert warmup_cosine(0.05) == pytest.approx(1.0)

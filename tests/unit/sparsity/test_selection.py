@@ -1,4 +1,4 @@
-"""Which weights stay: exact totals, neurons that keep a connection, and scores against their definitions."""
+"""The weights that a selection keeps: exact totals, a minimum for each neuron, and scores against their definitions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def layers(seed: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 @examples(200)
 @given(shapes, seeds, st.floats(0, 0.999), selections, st.lists(st.booleans(), min_size=5, max_size=5), st.booleans())
-def test_totals_are_exact_and_neurons_keep_their_floor(
+def test_the_total_is_exact_and_every_neuron_keeps_its_minimum(
     shapes: list[tuple[int, ...]], seed: int, sparsity: float, selection: Selection, sphere: list[bool], masked: bool
 ) -> None:
     logs = layers(seed, shapes)
@@ -62,7 +62,7 @@ def test_totals_are_exact_and_neurons_keep_their_floor(
 
 @examples(200)
 @given(shapes, seeds, st.floats(0, 0.999), selections, st.booleans())
-def test_within_a_layer_the_largest_stay_but_for_the_floors(
+def test_a_layer_keeps_its_largest_weights_beyond_the_minimum_of_each_neuron(
     shapes: list[tuple[int, ...]], seed: int, sparsity: float, selection: Selection, sphere: bool
 ) -> None:
     logs = layers(seed, shapes)
@@ -78,7 +78,7 @@ def test_within_a_layer_the_largest_stay_but_for_the_floors(
 
 
 @given(shapes, seeds, st.floats(0, 0.999))
-def test_without_floors_the_largest_of_all_layers_stay(
+def test_without_a_minimum_per_neuron_the_largest_weights_of_all_layers_stay(
     shapes: list[tuple[int, ...]], seed: int, sparsity: float
 ) -> None:
     logs = layers(seed, shapes)
@@ -89,7 +89,7 @@ def test_without_floors_the_largest_of_all_layers_stay(
 
 
 @given(seeds, st.booleans())
-def test_what_is_masked_is_taken_last(seed: int, normalised: bool) -> None:
+def test_masked_weights_are_chosen_last(seed: int, normalised: bool) -> None:
     logs = layers(seed, [(6, 10), (8, 5)])
     logs[0][0] = -math.inf  # weights of zero that are active
     active = [(normal(seed + 50 + k, *log.shape) > 0).float() for k, log in enumerate(logs)]
@@ -118,19 +118,19 @@ def test_no_depthwise_filter_dies_where_each_can_have_a_weight(distribution: str
 
 
 @given(seeds, st.floats(-60, 60))
-def test_relative_magnitude_is_over_the_row_s_root_mean_square(seed: int, shift: float) -> None:
+def test_relative_magnitude_divides_by_the_root_mean_square_of_the_row(seed: int, shift: float) -> None:
     weights = normal(seed, 4, 2, 3)
     expected = weights.abs() / weights.flatten(1).square().mean(1).sqrt().view(4, 1, 1)
     assert torch.allclose(relative_magnitude(weights.abs().log2() + shift).exp2(), expected, rtol=1e-9)
 
 
-def test_rows_of_any_norm_and_fan_in_have_the_same_scale() -> None:
+def test_the_norm_and_fan_in_of_a_row_do_not_change_its_relative_magnitudes() -> None:
     for fan_in in (1, 9, 784):
         rows = torch.full((2, fan_in), 1.0).log2() + torch.tensor([[-200.0], [90.0]])
         assert torch.allclose(relative_magnitude(rows), torch.zeros(2, fan_in), atol=1e-5)
 
 
-def test_weights_of_zero_stay_last() -> None:
+def test_weights_of_zero_have_the_lowest_score() -> None:
     logs = torch.tensor([[-math.inf, -math.inf], [0.0, -math.inf]])
     assert relative_magnitude(logs).tolist() == [[-math.inf, -math.inf], [0.5, -math.inf]]
     assert lamp_score(logs).tolist() == [[-math.inf, -math.inf], [0.0, -math.inf]]
@@ -158,7 +158,7 @@ def test_half_precisions_are_scored_in_single_precision() -> None:
 @pytest.mark.parametrize(
     ("norm", "normalised"), [(nn.BatchNorm1d(5), True), (nn.LayerNorm(5), True), (nn.Identity(), False)]
 )
-def test_scales_are_left_out_where_a_network_normalises(norm: Any, normalised: bool) -> None:
+def test_networks_with_normalisation_layers_compare_normalised_scores(norm: Any, normalised: bool) -> None:
     model = nn.Sequential(nn.Linear(5, 5), norm, nn.Linear(5, 2))
     assert selection_for(model, "erk") == Selection("erk", 1, normalised)
 
@@ -166,7 +166,7 @@ def test_scales_are_left_out_where_a_network_normalises(norm: Any, normalised: b
 @pytest.mark.parametrize(
     ("distribution", "sparsity", "floor"), [("global", 0.98, 1), ("global", 0.99, 0), ("erk", 0.99, 1)]
 )
-def test_neurons_may_die_where_one_connection_each_is_more_than_half(
+def test_a_global_selection_drops_a_minimum_above_half_of_the_kept_weights(
     distribution: str, sparsity: float, floor: int
 ) -> None:
     shapes = [torch.Size((300, 64)), torch.Size((100, 300)), torch.Size((10, 100))]  # 410 of 1004 and of 502 weights
@@ -174,8 +174,8 @@ def test_neurons_may_die_where_one_connection_each_is_more_than_half(
 
 
 @given(st.integers(2, 120), st.integers(0, 2**31), st.integers(1, 9))
-def test_masks_are_fitted_by_dropping_as_few_as_need_be(most: int, seed: int, share: int) -> None:
-    """`excess` asks for a part of what is too much, as one does that knows only about how much a weight takes."""
+def test_fitted_masks_drop_only_as_many_weights_as_the_limit_requires(most: int, seed: int, share: int) -> None:
+    """`excess` returns only a part of the number of surplus weights, as a rough estimate does."""
     generator = Generator().manual_seed(seed)
     scores = [torch.rand(10, 8, generator=generator), torch.rand(5, 8, generator=generator)]
 
@@ -188,7 +188,7 @@ def test_masks_are_fitted_by_dropping_as_few_as_need_be(most: int, seed: int, sh
     assert all(torch.equal(found, one) for found, one in zip(masks, expected, strict=True))
 
 
-def test_a_weight_a_layer_is_left_where_nothing_fits() -> None:
+def test_one_weight_per_layer_stays_if_no_mask_meets_the_limit() -> None:
     scores = [torch.rand(10, 8), torch.rand(5, 8)]
     masks = fitted(lambda sparsity: Selection()(scores, [True, True], sparsity), 0.2, lambda masks: 5)
     assert [int(mask.sum()) for mask in masks] == [1, 1]

@@ -58,13 +58,13 @@ def test_exponents_in_range_are_given_back() -> None:
 
 
 @given(exponents, seeds, fan_ins)
-def test_dual_image_and_back(p: float, seed: int, n: int) -> None:
+def test_from_dual_inverts_to_dual(p: float, seed: int, n: int) -> None:
     w = normal(seed, 3, n)
     assert torch.allclose(from_dual(to_dual(w, p), p), w, rtol=1e-12, atol=0)
 
 
 @given(st.floats(1.1, P_MAX), seeds)
-def test_dual_image_and_back_in_float32(p: float, seed: int) -> None:
+def test_from_dual_inverts_to_dual_in_float32(p: float, seed: int) -> None:
     w = normal(seed, 3, 50, dtype=torch.float32)
     # An error of one rounding in v is 1/(p-1) roundings in w.
     assert torch.allclose(from_dual(to_dual(w, p), p), w, rtol=8 * 1.2e-7 / (p - 1), atol=0)
@@ -79,13 +79,13 @@ def test_dual_image_lies_on_the_dual_sphere(p: float, seed: int, n: int) -> None
     assert torch.allclose(reference_norm(v, p / (p - 1)), torch.ones(2, 1, dtype=torch.float64), rtol=1e-12)
 
 
-def test_dual_image_closed_form() -> None:
+def test_the_dual_image_for_p_1_5_equals_its_closed_form() -> None:
     v = to_dual(torch.tensor([4.0, -9.0, 0.0]), 1.5)
     assert torch.allclose(v, torch.tensor([2.0, -3.0, 0.0]))
     assert torch.allclose(from_dual(torch.tensor([2.0, -3.0, 0.0]), 1.5), torch.tensor([4.0, -9.0, 0.0]))
 
 
-def test_norm_closed_form() -> None:
+def test_the_norm_of_known_rows_equals_its_closed_form() -> None:
     assert row_norm(torch.tensor([3.0, -4.0]), 2.0).item() == pytest.approx(5.0)
     assert row_norm(torch.tensor([[1.0, -2.0, 2.0]]), 3.0).item() == pytest.approx(17 ** (1 / 3))
     assert row_norm(torch.full((7,), -2.0), 51.0).item() == pytest.approx(2 * 7 ** (1 / 51))
@@ -94,7 +94,7 @@ def test_norm_closed_form() -> None:
 @given(st.floats(2.0, 51.0), st.floats(-30, 30), seeds, fan_ins)
 @example(15.2857, -4.0, 0, 300)  # where a plain float32 norm is 344 times too small
 @example(15.2857, 3.0, 0, 300)  # where a plain float32 norm overflows
-def test_norm_in_float32_at_any_magnitude(order: float, exponent: float, seed: int, n: int) -> None:
+def test_the_norm_in_float32_neither_underflows_nor_overflows(order: float, exponent: float, seed: int, n: int) -> None:
     x = (normal(seed, 3, n) * 10.0**exponent).float()
     assert torch.allclose(row_norm(x, order).double(), reference_norm(x, order), rtol=3e-6, atol=0)
 
@@ -102,7 +102,9 @@ def test_norm_in_float32_at_any_magnitude(order: float, exponent: float, seed: i
 @given(exponents, st.floats(-30, 30), seeds, fan_ins)
 @example(1.07, -4.0, 0, 300)
 @example(1.07, 3.0, 0, 300)
-def test_unit_vectors_in_float32_at_any_magnitude(p: float, exponent: float, seed: int, n: int) -> None:
+def test_normalised_rows_in_float32_have_norm_one_at_any_magnitude(
+    p: float, exponent: float, seed: int, n: int
+) -> None:
     x = (normal(seed, 3, n) * 10.0**exponent).float()
     one = torch.ones(3, 1, dtype=torch.float64)
     q = p / (p - 1)
@@ -136,7 +138,7 @@ def test_stationary_point_minimises_on_the_sphere(p: float, seed: int, n: int) -
 
 
 @given(st.lists(exponents, min_size=6, max_size=6), seeds)
-def test_exponents_of_many_rows_at_once_equal_a_loop(each: list[float], seed: int) -> None:
+def test_an_exponent_for_each_row_gives_the_same_as_a_loop_over_the_rows(each: list[float], seed: int) -> None:
     p = torch.tensor(each, dtype=torch.float64).view(2, 3)
     x = normal(seed, 2, 3, 11)
     functions = (row_norm, unit, to_dual, from_dual, project, stationary_dual)

@@ -1,4 +1,4 @@
-"""SparseTraining: a latent that lives on, momentum that does not, schedules, and runs that resume bit for bit."""
+"""SparseTraining: latent and momentum of dropped weights, schedules, and exact resuming."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_latent_of_a_dropped_connection_decays_and_comes_back() -> None:
         sparse.zero_grad()
         F.cross_entropy(model(xs), ys).backward()
         g = weight.grad[0].clone()
-        g[:2] = 0  # the published step, with nothing but decay for what is dropped
+        g[:2] = 0  # the published step: dropped weights only decay
         expected = (1 - 0.05) * expected - 0.05 * g / (g.abs() ** q).sum() ** (1 / q)
         expected /= (expected.abs() ** q).sum() ** (1 / q)
         sparse.step()
@@ -97,7 +97,7 @@ def test_dense_latent_goes_on_learning_while_it_is_dropped() -> None:
     assert abs(ends[0] - ends[1]) > 0.05
 
 
-def test_gains_and_biases_see_only_what_the_network_saw() -> None:
+def test_the_gain_of_a_neuron_without_connections_is_not_trained() -> None:
     # A whole neuron dropped: its gain has no gradient.
     model, sparse, _ = scripted({0: without(*((4, j) for j in range(20)))}, momentum=0.0)
     train(model, sparse, 0, 1)
@@ -108,7 +108,7 @@ def test_gains_and_biases_see_only_what_the_network_saw() -> None:
     assert (gain[:4] != first[:4]).all()
 
 
-def test_momentum_of_ordinary_layers_is_cleared_with_a_dense_latent_too() -> None:
+def test_a_dense_latent_keeps_momentum_on_the_sphere_but_not_in_other_layers() -> None:
     masks = without((0, 0))
     masks[1][2, 2] = 0
     model, sparse, _ = scripted({5: masks}, dense_latent=True)
@@ -130,7 +130,7 @@ def magnitude_pruning(model: nn.Module, optimizer: torch.optim.Optimizer, total:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_gradual_magnitude_pruning_with_torchs_optimizers(kind: str) -> None:
+def test_gradual_magnitude_pruning_works_with_sgd_and_adam_of_torch(kind: str) -> None:
     model = mlp(20, 64, 32, 4)
     optimizer: torch.optim.Optimizer
     if kind == "sgd":

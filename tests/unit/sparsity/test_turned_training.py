@@ -1,5 +1,5 @@
-"""A training does to turned weights what it does to the same weights in the usual order: two networks that compute the
-same function are trained alike."""
+"""A training does not depend on the order of the dimensions of a weight: two networks that compute the same function,
+one with transposed layers, are trained alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def turned() -> nn.Sequential:
 
 
 def build(make: Callable[[], nn.Sequential], name: str, weights: list[Tensor]) -> tuple[nn.Sequential, SparseTraining]:
-    """With the given weights, as matrices, and no biases to begin with."""
+    """Return a network with the given weight matrices and with zero biases, and its training."""
     model, method = make(), name.partition(" ")[0]
     with torch.no_grad():
         for layer, rows in zip([model[i] for i in (0, 2, 4, 6)], weights, strict=True):
@@ -60,7 +60,7 @@ def build(make: Callable[[], nn.Sequential], name: str, weights: list[Tensor]) -
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_networks_that_are_equal_are_trained_alike(name: str) -> None:
+def test_networks_that_compute_the_same_function_are_trained_alike(name: str) -> None:
     weights = [normal(i, *shape) / 2 for i, shape in enumerate([(8, 6), (12, 2), (10, 48), (4, 10)])]
     pairs = [build(make, name, weights) for make in (usual, turned)]
     x, y = normal(9, 16, 6, 2, 2), torch.arange(16) % 4

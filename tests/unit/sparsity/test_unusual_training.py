@@ -16,7 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rigl": {"lr": 0.1, "interval": 1},
     "sparse-momentum": {"lr": 0.1, "interval": 1},
 }
-TOKENS = torch.arange(24).view(4, 6) % 8  # of nine: one of them has no gradient
+TOKENS = torch.arange(24).view(4, 6) % 8  # the embedding has nine rows: the last row has no gradient
 
 
 def embedded(*, sparse: bool) -> nn.Module:
@@ -65,7 +65,7 @@ def test_complex_parameters_take_the_steps_of_torch() -> None:
         optimizers[0].step()
 
 
-def test_frozen_parameters_of_eight_bits_need_no_arithmetic() -> None:
+def test_a_frozen_parameter_in_float8_does_not_disturb_a_training() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     model.codes = nn.Parameter(torch.randn(6, 6).to(torch.float8_e4m3fn), requires_grad=False)
     before = model.codes.view(torch.uint8).clone()

@@ -73,7 +73,7 @@ def test_names_are_those_of_the_plain_network(
 
 
 @EACH
-def test_weights_go_both_ways_under_names_of_either_kind(
+def test_weights_are_loaded_under_plain_names_and_under_wrapped_names(
     wrapped: Callable[[], nn.Module], inside: Callable[[], nn.Module]
 ) -> None:
     model, network = wrapped(), inside()
@@ -101,13 +101,13 @@ def test_a_network_without_torchs_wrappers_computes_the_same(
     assert not kinds & {"OptimizedModule", "DataParallel"}
 
 
-def test_a_trainings_device_is_one() -> None:
+def test_on_one_device_removes_data_parallel() -> None:
     model = on_one_device(nn.DataParallel(compiled(residual(nn.DataParallel))))
     assert not any(isinstance(module, nn.DataParallel) for module in model.modules() if module is not model)
     assert type(model).__name__ == "OptimizedModule"
 
 
-def test_what_is_compiled_in_place_is_called_eagerly() -> None:
+def test_unwrapped_calls_a_network_compiled_in_place_eagerly() -> None:
     torch.compiler.reset()  # torch stops compiling a function after eight forms; other tests may have used them up
     model, calls = Doubled(plain()), list[int]()  # torch 2.9 does not compile its own modules in place
 

@@ -155,9 +155,7 @@ def test_row_of_zero_weights_comes_onto_the_sphere(p: float, lr: float, momentum
 
 @examples(15)
 @given(st.floats(1.02, 2.0), st.sampled_from([0.0, 0.9]), seeds)
-def test_a_linear_loss_is_minimised_where_the_conditions_of_optimality_say(
-    p: float, momentum: float, seed: int
-) -> None:
+def test_a_linear_loss_reaches_its_minimum_on_the_sphere(p: float, momentum: float, seed: int) -> None:
     g = normal(seed, 3, 20)
     param = nn.Parameter(normal(seed + 1, 3, 20))
     optimizer = LpSGD([param], 0.2, p=p, momentum=momentum)
@@ -172,7 +170,7 @@ def test_a_linear_loss_is_minimised_where_the_conditions_of_optimality_say(
 
 
 @pytest.mark.parametrize("p", [1.02, 1.07, 2.0])
-def test_gradient_against_v_only_shortens_it(p: float) -> None:
+def test_a_gradient_parallel_to_the_dual_image_changes_no_weight(p: float) -> None:
     # d = ||d||_q v gives v <- (1 - 2 lr) v, the smallest norm there can be before it is set to 1 again.
     param = nn.Parameter(normal(0, 3, 40, dtype=torch.float32))
     optimizer = LpSGD([param], LR_MAX, p=p, momentum=0.0)
@@ -182,7 +180,7 @@ def test_gradient_against_v_only_shortens_it(p: float) -> None:
     assert torch.allclose(param, before, atol=1e-4)
 
 
-def test_weights_with_four_dimensions_are_rows() -> None:
+def test_a_convolution_is_trained_like_a_matrix_with_the_same_rows() -> None:
     start, grads = normal(0, 6, 3, 3, 3), [normal(k + 1, 6, 3, 3, 3) for k in range(4)]
     flat = nn.Parameter(start.flatten(1).clone())
     ends = []
@@ -205,7 +203,7 @@ def test_weights_with_four_dimensions_are_rows() -> None:
 # ---- saliency
 
 
-def test_saliency_is_the_logarithm_of_what_the_network_multiplies_with() -> None:
+def test_saliency_is_the_logarithm_of_the_magnitude_of_the_weight() -> None:
     param = nn.Parameter(normal(0, 4, 30))
     optimizer = LpSGD([param], p=1.3, gain=True)
     assert torch.allclose(optimizer.log_magnitude(param), param.detach().abs().log2(), rtol=1e-9)
@@ -226,7 +224,7 @@ def test_saliency_does_not_underflow() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_gradient_that_is_no_number_names_its_parameter_and_changes_nothing(bad: float) -> None:
+def test_a_nan_or_infinite_gradient_is_an_error_that_names_its_parameter(bad: float) -> None:
     weights = {name: torch.nn.Parameter(torch.randn(4, 6)) for name in ("first.weight", "second.weight")}
     optimizer = LpSGD([{"params": list(weights.items()), "p": 1.3}])
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -238,7 +236,7 @@ def test_a_gradient_that_is_no_number_names_its_parameter_and_changes_nothing(ba
     assert torch.equal(weights["first.weight"], before["first.weight"])
 
 
-def test_many_dead_neurons_are_no_reason_to_stop() -> None:
+def test_a_step_works_if_all_neurons_except_one_have_zero_gradients() -> None:
     weight = torch.nn.Parameter(torch.randn(2000, 6))
     optimizer = LpSGD([{"params": [weight], "p": 1.7, "gain": True}], lr=0.25)
     before = weight.detach().clone()
@@ -250,7 +248,7 @@ def test_many_dead_neurons_are_no_reason_to_stop() -> None:
     assert not torch.allclose(weight[0], before[0], rtol=1e-3)
 
 
-def test_a_quick_step_is_a_step_and_calls_whoever_hooked_into_it() -> None:
+def test_quick_step_equals_step_and_calls_the_registered_hooks() -> None:
     def made() -> tuple[nn.Sequential, LpSGD]:
         model = mlp(20, 16, 4)
         return model, LpSGD([{"params": [model[0].weight], "p": 1.5, "lr": 0.1}, {"params": [model[2].weight]}], 0.1)

@@ -45,7 +45,7 @@ def test_ordinary_group_is_torchs_sgd(options: dict[str, Any], dtype: torch.dtyp
     assert not torch.equal(ours[0].weight, mlp(20, 16, 4)[0].weight)
 
 
-def test_parameters_without_a_gradient_stay() -> None:
+def test_parameters_without_a_gradient_are_not_changed() -> None:
     sphere, plain = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
     optimizer = LpSGD([{"params": [sphere], "p": 1.5}, {"params": [plain]}])
     before = sphere.detach().clone()
@@ -85,7 +85,7 @@ def test_gains_are_constant_unless_they_are_trained(momentum: float, foreach: bo
 
 
 @pytest.mark.parametrize(("masked", "decay"), [(False, 0.0), (True, 0.0), (True, 0.3)])
-def test_gains_gradient_against_finite_differences(masked: bool, decay: float) -> None:
+def test_the_gradient_of_the_gains_equals_finite_differences(masked: bool, decay: float) -> None:
     x, y = blobs(n=40, features=6)
     x = x.double()
     model = mlp(6, 5, 4).double()

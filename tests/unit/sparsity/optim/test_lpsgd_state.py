@@ -109,7 +109,7 @@ def test_two_optimizers_loaded_from_one_state_do_not_share_it() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
-def test_copies_go_on_like_the_original(duplicate: Any) -> None:
+def test_a_copy_of_network_and_optimizer_trains_like_the_original(duplicate: Any) -> None:
     model, optimizer = fresh(torch.float32)
     trained(torch.float32, model, optimizer, 0, 3)
     again, other = duplicate((model, optimizer))

@@ -21,20 +21,19 @@ def uniform(seed: int, *shape: int) -> Tensor:
 
 
 @given(st.floats(0.01, 51.0), seeds, st.sampled_from([torch.float32, torch.float64]))
-def test_powers(exponent: float, seed: int, dtype: torch.dtype) -> None:
+def test_the_powers_equal_float64_powers_up_to_rounding(exponent: float, seed: int, dtype: torch.dtype) -> None:
     x = (1.3 * uniform(seed, 500)).to(dtype)
     power = power_(x.clone(), exponent).double()
     digits = 106 if dtype == torch.float32 else 1002
     exact = x.double() ** exponent
-    # power_ computes 2^e, with |e| up to `digits`. The rounding of e changes the result by a relative error of up to
-    # digits * eps.
+    # The power is 2 to a rounded exponent of magnitude up to `digits`. The relative error is up to `digits` roundings.
     rtol = (digits + 10) * torch.finfo(dtype).eps
     assert torch.allclose(power, exact.clamp_min(2.0**-digits), rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exponent", [0.01, 1.5, 15.3, 51.0])
-def test_powers_of_zeros_and_of_what_is_no_number(exponent: float, dtype: torch.dtype) -> None:
+def test_powers_of_zeros_are_finite_and_powers_of_nan_are_nan(exponent: float, dtype: torch.dtype) -> None:
     x = torch.tensor([0.0, 5e-324, 1e-45, float("nan"), 1.0], dtype=dtype)
     power = power_(x.clone(), exponent)
     assert (x[:3] * power[:3]).tolist() == pytest.approx([0.0] * 3, abs=1e-40)
@@ -43,7 +42,7 @@ def test_powers_of_zeros_and_of_what_is_no_number(exponent: float, dtype: torch.
 
 
 class Spy(TorchDispatchMode):
-    """Notes, by operation, the smallest number that it was given and the smallest that it gave."""
+    """Records, for each operation, the smallest number in its first argument and the smallest number in its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,28 +59,28 @@ class Spy(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exponent", [0.01, 3.5, 51.0])
-def test_zeros_and_underflow_reach_no_function_that_is_slow_for_them(exponent: float, dtype: torch.dtype) -> None:
-    # The vectorised functions take 10 to 100 times as long for zeros and underflow. Masked gradients have many zeros.
+def test_log2_gets_and_exp2_returns_no_zeros_or_subnormal_numbers(exponent: float, dtype: torch.dtype) -> None:
+    # The vectorised functions take 10 to 100 times longer for such numbers, and masked gradients contain many zeros.
     ordinary, least = uniform(0, 1000).to(dtype) * 0.5 + 0.5, torch.finfo(dtype).tiny
     masked = ordinary * (uniform(1, 1000) < 0.1)
     for x in (torch.zeros(1000, dtype=dtype), masked, 0.1 * ordinary, ordinary * least):
         with Spy() as spy:
             power_(x.clone(), exponent)
-        # The other three functions are equally fast for all numbers.
+        # The time of clone, clamp_min_ and mul_ does not depend on the numbers.
         assert set(spy.gave) - {"clone", "clamp_min_", "mul_"} == {"log2_", "exp2_"}
         assert spy.given["log2_"] >= least
         assert spy.gave["exp2_"] >= least
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 3000), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_row_products(seed: int, rows: int, n: int, dtype: torch.dtype) -> None:
+def test_the_inner_products_of_rows_equal_float64_products(seed: int, rows: int, n: int, dtype: torch.dtype) -> None:
     x, y = uniform(seed, rows, n).to(dtype), uniform(seed + 1, rows, n).to(dtype)
     out = torch.empty(rows, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     row_dot(x, y, out)
     assert torch.allclose(out.double(), (x.double() * y.double()).sum(1, keepdim=True), rtol=2e-6)
 
 
-def test_rows_of_equal_fan_in_are_one_matrix() -> None:
+def test_neighbouring_matrices_of_equal_fan_in_become_one_matrix() -> None:
     layout = Layout([(2, 3), (4, 3), (1, 5)])
     rows = layout.entries(torch.arange(23.0))
     assert [tuple(part.shape) for part in rows.parts] == [(2, 3), (4, 3), (1, 5)]

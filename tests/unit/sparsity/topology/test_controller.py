@@ -1,4 +1,4 @@
-"""The controllers of the sparsity: the published formula, and tracking on a plant whose answer is known."""
+"""The controllers of the sparsity: the published formula, and control of a simulated network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_sparsity.sparsity.topology.controller import PaperFeedback, Proportion
 # ---- published
 
 
-def test_published_formula_on_both_sides_of_its_threshold() -> None:
+def test_paper_feedback_equals_the_published_formula() -> None:
     feedback = PaperFeedback(0.8, delta=0.1)
     # S (1 - rho/2) = 0.72 for rho = 0.2.
     assert feedback.update(0.6, 0.1, 0.2, 0.5) == pytest.approx(0.9 * 0.6 / 0.8)
@@ -21,13 +21,13 @@ def test_published_formula_on_both_sides_of_its_threshold() -> None:
     assert feedback.update(0.9, 0.1, 0.2, 0.5) == pytest.approx(1.1 * 0.9 / 0.8)
 
 
-def test_published_formula_with_another_delta() -> None:
+def test_paper_feedback_equals_the_published_formula_for_another_delta() -> None:
     assert PaperFeedback(0.5, delta=0.3).update(0.25, 0.1, 0.0, 0.0) == pytest.approx(0.7 * 0.5)
     assert PaperFeedback(0.5, delta=0.3).update(0.5, 0.1, 0.0, 0.0) == pytest.approx(1.3)
 
 
 @given(st.floats(0, 0.99), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_published_share_is_a_share_and_never_raises_the_threshold(
+def test_paper_feedback_lies_in_0_to_2_and_never_raises_the_threshold(
     target: float, sparsity: float, dropped: float, rho: float
 ) -> None:
     feedback = PaperFeedback(target)
@@ -55,7 +55,7 @@ def plant(
 
 @pytest.mark.parametrize("share", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("kind", ["linear", "cubic"])
-def test_follows_a_ramp_however_much_the_threshold_drops(kind: str, share: float) -> None:
+def test_the_sparsity_follows_its_ramp_for_any_strength_of_the_drop_threshold(kind: str, share: float) -> None:
     reference = Schedule(kind, 0.2, 0.9, 0.0, 0.7)
     series = plant(ProportionalIntegral(reference), share)
     late = [abs(s - reference((k + 1) / 60)) for k, s in enumerate(series) if k > 20]
@@ -63,7 +63,7 @@ def test_follows_a_ramp_however_much_the_threshold_drops(kind: str, share: float
     assert series[-1] == pytest.approx(0.9, abs=0.015)
 
 
-def test_the_published_threshold_alone_does_not_reach_the_target() -> None:
+def test_without_a_raised_threshold_the_sparsity_misses_its_target() -> None:
     class Scheduled(ProportionalIntegral):
         raised = property(lambda self: 0.0, lambda self, value: None)  # type: ignore[assignment]
 
@@ -77,7 +77,7 @@ def test_the_integral_takes_away_what_a_disturbance_leaves() -> None:
     assert abs(left[1]) < 0.3 * left[0]
 
 
-def test_formula() -> None:
+def test_proportional_integral_equals_its_formula() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.5), kp=1.0, ki=0.5)
     # e = .1: u = .1 + .5 x .1 = .15 of the .2 that were dropped stay dropped; then the sum of errors is .2.
     assert controller.update(0.4, 0.2, 0.2, 0.0) == pytest.approx(1 - 0.15 / 0.2)
@@ -89,7 +89,7 @@ def test_formula() -> None:
     )
 
 
-def test_the_threshold_is_raised_by_what_is_missing_and_comes_down_again() -> None:
+def test_the_threshold_rises_by_twice_the_missing_drop_and_is_then_halved() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.9), ki=0.0)
     assert controller.update(0.5, 0.1, 0.2, 0.0) == 0.0
     assert controller.raised == pytest.approx(2 * (0.4 - 0.1))
@@ -97,14 +97,16 @@ def test_the_threshold_is_raised_by_what_is_missing_and_comes_down_again() -> No
     assert controller.raised == pytest.approx(0.3)
 
 
-def test_nothing_dropped_is_no_division() -> None:
+def test_the_controller_does_not_divide_by_zero_if_nothing_was_dropped() -> None:
     assert ProportionalIntegral(Schedule("constant", 0.5)).update(0.4, 0.0, 0.0, 0.0) == 0.0
 
 
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=60), st.floats(0, 20), st.floats(0, 10)
 )
-def test_answers_are_bounded_whatever_is_measured(measured: list[tuple[float, float]], kp: float, ki: float) -> None:
+def test_gamma_and_the_integral_are_bounded_for_any_measurements(
+    measured: list[tuple[float, float]], kp: float, ki: float
+) -> None:
     controller = ProportionalIntegral(Schedule("cubic", 0.2, 0.9), kp=kp, ki=ki)
     for k, (sparsity, dropped) in enumerate(measured):
         assert 0.0 <= controller.update(sparsity, dropped, 0.2, k / len(measured)) <= 2.0
@@ -113,7 +115,7 @@ def test_answers_are_bounded_whatever_is_measured(measured: list[tuple[float, fl
         assert ki * abs(controller.integral) <= 1.0 + (kp + ki) + 1e-9
 
 
-def test_recovers_soon_after_a_long_saturation() -> None:
+def test_the_controller_recovers_soon_after_a_long_saturation() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.5))
     for _ in range(1000):
         assert controller.update(0.0, 0.05, 0.2, 0.5) == 0.0
@@ -123,7 +125,7 @@ def test_recovers_soon_after_a_long_saturation() -> None:
     assert controller.raised < 0.001
 
 
-def test_state_is_complete() -> None:
+def test_a_controller_with_a_loaded_state_continues_like_the_original() -> None:
     one, other, fresh = (ProportionalIntegral(Schedule("cubic", 0.2, 0.9)) for _ in range(3))
     for _ in range(5):
         one.update(0.25, 0.2, 0.2, 0.1)

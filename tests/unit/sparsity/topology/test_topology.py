@@ -35,7 +35,7 @@ def some_mask(seed: int, density: float, *shape: int) -> Tensor:
 
 
 @given(seeds, st.floats(0, 1), st.floats(0, 1), st.floats(0.3, 20), st.floats(-60, 60))
-def test_drop_against_brute_force(seed: int, density: float, rho: float, spread: float, shift: float) -> None:
+def test_drop_below_agrees_with_brute_force(seed: int, density: float, rho: float, spread: float, shift: float) -> None:
     """Magnitudes exp2(shift + spread x normal): from nearly equal to many orders apart, at any scale."""
     logs = shift + spread * normal(seed, 4, 9)
     mask = some_mask(seed + 1, density, 4, 9)
@@ -68,16 +68,16 @@ def test_no_neuron_loses_its_last_connection(seed: int, density: float, rho: flo
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 1000])
-def test_equal_magnitudes_all_stay_even_at_the_full_mean(n: int) -> None:
+def test_weights_of_equal_magnitude_stay_if_the_threshold_is_their_mean(n: int) -> None:
     assert drop_below(torch.full((2, n), -0.3), torch.ones(2, n), 1.0).sum() == 2 * n
 
 
-def test_neuron_without_connections_stays_so_and_zero_drops_nothing() -> None:
+def test_a_dead_neuron_stays_dead_and_a_threshold_of_zero_drops_no_weight() -> None:
     mask = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
     logs = torch.tensor([[1.0, 2.0, 3.0], [-500.0, 0.0, 0.0]])
     assert torch.equal(drop_below(logs, mask, 0.0), mask)
     assert drop_below(logs, mask, 1.0).tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-    nothing = torch.full((1, 3), -math.inf)  # weights that are exactly zero: there is no mean to be below
+    nothing = torch.full((1, 3), -math.inf)  # weights that are exactly zero: their mean is zero, too
     assert drop_below(nothing, torch.ones(1, 3), 0.5).tolist() == [[1.0, 1.0, 1.0]]
 
 
@@ -92,7 +92,7 @@ def test_drop_keeps_the_shape_of_a_convolution() -> None:
 
 
 @given(seeds, st.floats(0, 1), st.integers(0, 60))
-def test_growth_against_brute_force(seed: int, density: float, count: int) -> None:
+def test_grow_by_gradient_agrees_with_brute_force(seed: int, density: float, count: int) -> None:
     shapes = [(3, 5), (4, 2, 3)]
     before = [some_mask(seed + k, density, *shape) for k, shape in enumerate(shapes)]
     kept = [mask * some_mask(seed + 9, 0.5, *mask.shape) for mask in before]
@@ -112,7 +112,7 @@ def test_growth_against_brute_force(seed: int, density: float, count: int) -> No
         assert torch.equal(result.flatten(1).float(), wanted)
 
 
-def test_negative_gradients_grow_too() -> None:
+def test_weights_grow_by_the_magnitude_of_the_gradient() -> None:
     grown = grow_by_gradient([torch.zeros(1, 4)], [torch.zeros(1, 4)], [torch.tensor([[1.0, -3.0, 2.0, 0.0]])], 1)
     assert grown[0].tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
@@ -121,7 +121,7 @@ def test_what_was_just_dropped_does_not_come_back() -> None:
     before, kept = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     gradient = torch.tensor([[5.0, 100.0, 1.0, 2.0]])
     assert grow_by_gradient([kept], [before], [gradient], 1)[0].tolist() == [[1.0, 0.0, 0.0, 1.0]]
-    # And when more are to grow than there are candidates, these are all.
+    # If more weights should grow than there are candidates, all candidates grow.
     assert grow_by_gradient([kept], [before], [gradient], 9)[0].tolist() == [[1.0, 0.0, 1.0, 1.0]]
 
 
@@ -145,7 +145,7 @@ def test_neurons_without_gradient_grow_last() -> None:
 @pytest.mark.parametrize(
     "topology", [GlobalMagnitude, lambda *args: ThresholdAdaptation(args[0], PaperFeedback(0.5), args[1])]
 )
-def test_due_every_interval_between_begin_and_end(topology: Any) -> None:
+def test_a_topology_is_due_at_every_interval_between_begin_and_end(topology: Any) -> None:
     rule = topology(Schedule("cubic", 0.2, 0.0, 0.1, 0.5), 30)
     assert [step for step in range(1000) if rule.due(step, 1000)] == list(range(120, 501, 30))
 
@@ -158,7 +158,7 @@ def pruned(log_magnitude: Tensor, mask: Tensor, gradient: Tensor) -> LayerView:
 
 
 @given(seeds, st.floats(0, 1))
-def test_ramp_keeps_the_largest_at_exactly_its_schedules_sparsity(seed: int, progress: float) -> None:
+def test_global_magnitude_keeps_the_largest_weights_at_the_scheduled_sparsity(seed: int, progress: float) -> None:
     schedule = Schedule("cubic", 0.2, 0.95)
     layers = [pruned(normal(seed + k, 6, 8), torch.ones(6, 8), torch.zeros(6, 8)) for k in range(2)]
     masks = GlobalMagnitude(schedule).update(layers, progress)
@@ -194,7 +194,7 @@ def test_threshold_never_exceeds_the_mean_however_hard_the_controller_pushes() -
     assert torch.equal(mask.argmax(1), logs.argmax(1))
 
 
-def test_sparsity_of_is_exact_in_half_precision() -> None:
+def test_the_sparsity_of_masks_in_half_precision_is_exact() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         mask = torch.ones(300, 301, dtype=dtype)
         mask[:, :100] = 0
