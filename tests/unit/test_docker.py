@@ -1,4 +1,4 @@
-"""The files in docker/ and the commands in docs/cluster.md, as far as no container engine is needed."""
+"""Checks of the files in docker/ and of the commands in docs/cluster.md that need no container engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def arguments_of(name: str) -> list[str]:
 
 
 def copied() -> list[str]:
-    """What is copied from the folder, and not from another stage."""
+    """Return the paths that the Dockerfile copies from the repository, and not from another stage."""
     ours = [rest for rest in arguments_of("COPY") if not rest.startswith("--from=")]
     return [source for rest in ours for source in rest.split()[:-1]]
 
@@ -66,7 +66,7 @@ def test_the_image_has_all_of_our_packages_and_what_their_build_reads() -> None:
     assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "setup.py"} <= set(copied())
 
 
-def test_what_is_copied_from_another_stage_is_made_there() -> None:
+def test_a_file_copied_from_another_stage_is_made_in_that_stage() -> None:
     stages = {rest.split()[2] for rest in arguments_of("FROM") if " AS " in rest}
     for rest in arguments_of("COPY"):
         if rest.startswith("--from="):
@@ -75,7 +75,7 @@ def test_what_is_copied_from_another_stage_is_made_there() -> None:
             assert any(made.rstrip("/") in command for command in arguments_of("RUN"))
 
 
-def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
+def test_the_builder_gets_only_the_files_that_the_image_copies() -> None:
     kept = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in kept if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -98,7 +98,7 @@ def test_the_container_does_not_run_as_root() -> None:
     assert f"--uid {arguments_of('USER')[-1]} " in DOCKERFILE
 
 
-def test_the_image_installs_what_was_tested_with_extras_that_exist() -> None:
+def test_the_image_installs_tested_versions_and_only_existing_extras() -> None:
     installs = [command for rest in arguments_of("RUN") for command in rest.split("&&") if "pip install" in command]
     assert len(installs) == 2
     assert all("--constraint constraints.txt" in command for command in installs)
@@ -108,7 +108,7 @@ def test_the_image_installs_what_was_tested_with_extras_that_exist() -> None:
     assert re.fullmatch(r"python:3\.1\d-slim", python)
 
 
-def test_simple_rules_of_a_clean_image() -> None:
+def test_the_dockerfile_follows_simple_rules_of_a_clean_image() -> None:
     known = {"FROM", "ARG", "ENV", "RUN", "COPY", "WORKDIR", "USER", "EXPOSE", "CMD"}
     assert {name for name, _ in instructions()} <= known
     for rest in arguments_of("WORKDIR"):
@@ -185,7 +185,7 @@ def pods() -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
 
 
-def test_the_job_is_one_of_kuberay_with_a_head_and_workers() -> None:
+def test_the_kuberay_job_has_the_tested_ray_version_and_token_authentication() -> None:
     assert (JOB["apiVersion"], JOB["kind"]) == ("ray.io/v1", "RayJob")
     cluster = JOB["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == version("ray")
@@ -245,7 +245,7 @@ def options_of(command: Any) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
-def test_every_option_of_ray_and_mlflow_exists() -> None:
+def test_every_option_given_to_ray_or_mlflow_exists() -> None:
     from mlflow.cli import cli as mlflow
     from ray.scripts.scripts import cli as ray
 

@@ -15,7 +15,7 @@ WITH_EXAMPLES = ["Metric", "Normalise", "PiecewiseLinear", "Schedule", "Split", 
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_the_example_of_a_docstring_is_so(name: str) -> None:
+def test_the_example_in_a_docstring_prints_the_result_it_shows(name: str) -> None:
     public = getattr(tune_sparsity, name)
     names = {**vars(sys.modules[public.__module__]), **vars(tune_sparsity), name: public, "torch": torch, "nn": nn}
     found = doctest.DocTestFinder(recurse=False).find(public, name, globs=names)

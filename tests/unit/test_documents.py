@@ -65,7 +65,7 @@ def test_the_example_of_a_space_can_be_searched(tmp_path: Path) -> None:
         METHODS["lpss"].configure(searcher.ask().params)
 
 
-def test_the_example_of_an_own_loop_ends_on_its_sparsity_exactly(tmp_path: Path) -> None:
+def test_the_example_of_a_training_loop_reaches_its_exact_sparsity(tmp_path: Path) -> None:
     code = example("README.md")
     assert len([line for line in code.splitlines() if line.strip()]) < 25
     file = tmp_path / "loop.py"
@@ -90,7 +90,7 @@ def test_the_example_of_an_own_loop_ends_on_its_sparsity_exactly(tmp_path: Path)
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A folder with the example of an experiment of one's own, and arrays as it says."""
+    """Return a folder with the example of an own experiment and with the arrays that the example loads."""
     y = np.arange(150) % 3
     x = np.random.default_rng(0).integers(0, 100, (150, 3, 8, 8), dtype=np.uint8)
     x[np.arange(150), y] += 100
@@ -100,7 +100,7 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_example_of_an_own_experiment_is_short_and_fits_its_data(mine: Path) -> None:
+def test_the_example_of_an_own_experiment_is_short_and_has_no_fault(mine: Path) -> None:
     assert len(example("docs/own-network.md").splitlines()) < 40
     experiment = find(f"{mine}/mine.py:mine")
     assert first_fault(experiment, experiment.load(None)) is None
@@ -109,7 +109,7 @@ def test_the_example_of_an_own_experiment_is_short_and_fits_its_data(mine: Path)
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_example_of_an_own_experiment_is_sound(
+def test_the_check_command_accepts_the_example_of_an_own_experiment(
     mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(mine)
@@ -148,7 +148,7 @@ def test_every_option_that_is_named_exists(page: str) -> None:
     assert named <= {*search_parser()._option_string_actions, *OTHERS_OPTIONS}
 
 
-def test_options_are_found_at_all() -> None:
+def test_the_search_for_options_finds_known_options() -> None:
     assert {"--target", "--max-bytes", "--method"} <= set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
 
 
@@ -165,7 +165,7 @@ def test_every_command_that_is_shown_would_be_understood(
         assert {*GOALS, "config", "space", "address"} & set(given)
 
 
-def test_commands_are_found_at_all() -> None:
+def test_the_search_for_commands_finds_many_commands() -> None:
     assert len(commands()) > 40
 
 
@@ -189,7 +189,7 @@ LINKS = sorted(
 )
 
 
-def test_links_are_found_at_all() -> None:
+def test_the_search_for_links_finds_known_links() -> None:
     assert ("README.md", "docs/front.png") in LINKS
     assert ("docs/index.md", "../CONTRIBUTING.md") in LINKS
 
@@ -203,7 +203,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: str, link: str) -> None:
         assert anchor in anchors(file.relative_to(ROOT).as_posix())
 
 
-def test_few_lines_make_a_script_one_that_is_searched() -> None:
+def test_the_guide_to_own_loops_changes_few_lines_of_a_script() -> None:
     diffs = re.findall(r"^```diff\n(.*?)^```", PAGES["docs/own-loop.md"], re.MULTILINE | re.DOTALL)
     assert [len(re.findall(r"^\+", diff, re.MULTILINE)) for diff in diffs] == [7, 3, 5]  # at most 8, 5 and 5
     example = (ROOT / "examples" / "searched_loop.py").read_text(encoding="utf-8")
@@ -215,13 +215,13 @@ def test_few_lines_make_a_script_one_that_is_searched() -> None:
             compile("\n".join(kept), "script", "exec")
 
 
-def test_every_page_is_linked_from_the_first() -> None:
+def test_the_index_page_links_every_page_of_docs() -> None:
     linked = {(ROOT / "docs" / link).resolve() for page, link in LINKS if page == "docs/index.md"}
     assert {ROOT / page for page in PAGES if page.startswith("docs/")} - linked == {ROOT / "docs/index.md"}
 
 
 def code() -> str:
-    """All code of the package, with the parts of texts that stand on several lines joined."""
+    """Return all code of the package. String literals that are continued on the next line are joined."""
     folders = ("tuner", "experiments", "search_spaces", "sparsity")
     texts = [file.read_text(encoding="utf-8") for folder in folders for file in (ROOT / folder).rglob("*.py")]
     return re.sub(r'"\s+f?"', "", "\n".join(texts))

@@ -85,7 +85,7 @@ def changes() -> list[tuple[str, list[str]]]:
 
 
 def changed(text: str, change: list[str], file: str) -> str:
-    """The text after a change. Of a new part after ` ...`, or of a new file, the place is the end."""
+    """Return the text after a change. Lines after ` ...`, and the lines of a new file, are added at the end."""
     lines, place, end = text.splitlines(), 0, not text
     for line in change:
         sign, content = line[:1], line[1:]
@@ -118,13 +118,13 @@ def copy_of_the_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_guide_shows_changes_of_every_kind() -> None:
+def test_the_guide_to_extensions_shows_changes_to_the_expected_files() -> None:
     files = {file for file, _ in changes()}
     assert {"sparsity/methods/registry.py", "tuner/search/samplers.py", "tuner/study/trial.py"} <= files
     assert {"tuner/results/export.py", "tuner/commands/search.py"} <= files
 
 
-def test_the_changes_of_the_guide_work(copy_of_the_code: Path) -> None:
+def test_the_changes_that_the_guide_to_extensions_shows_work(copy_of_the_code: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", USE],
         cwd=copy_of_the_code,

@@ -56,7 +56,7 @@ def test_private_names_are_found() -> None:
     assert set(private_names(ast.parse(source))) == {"ray._private.node", "mlflow.a._b", "torch.c._d"}
 
 
-def test_circles_and_layers_of_a_graph() -> None:
+def test_the_circles_and_the_depth_of_a_known_graph_are_found() -> None:
     graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}
     assert circles(graph) == [["b", "c"]]
     assert depth(graph) == 3
@@ -78,7 +78,7 @@ def test_nothing_imports_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=lambda module: module.name)
-def test_doors(module: Module) -> None:
+def test_a_module_imports_only_the_packages_and_libraries_it_may(module: Module) -> None:
     package = module.name.partition(".")[0]
     ours = {name.partition(".")[0] for name in module.imports} - {"tune_sparsity"}
     assert ours <= MAY_IMPORT.get(package, set(OURS))
@@ -106,7 +106,7 @@ def test_no_function_is_too_long() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > MOST_FUNCTION_LINES} == {}
 
 
-def test_the_measure_can_be_printed() -> None:
+def test_the_report_of_the_layout_can_be_printed() -> None:
     assert "imports upward: 0" in report(ROOT)
 
 
@@ -128,7 +128,7 @@ for name in {blocked}:
 
 
 def run_blocked(blocked: tuple[str, ...], code: str, folder: Path) -> None:
-    """Runs code in a fresh interpreter that cannot import `blocked`; fails with what it printed."""
+    """Run code in a new interpreter that cannot import the packages `blocked`. Fail with its output if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code],
         cwd=folder,
@@ -140,7 +140,7 @@ def run_blocked(blocked: tuple[str, ...], code: str, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_sparsity_serves_alone(tmp_path: Path) -> None:
+def test_the_package_sparsity_works_without_the_other_packages(tmp_path: Path) -> None:
     blocked = ("ray", "optuna", "mlflow", "pandas", "plotly", "sklearn", *ours("tuner", "experiments", "search_spaces"))
     code = """
 import torch
@@ -157,7 +157,7 @@ assert all(hasattr(sparsity, name) for name in sparsity.__all__)
     run_blocked(blocked, code, tmp_path)
 
 
-def test_experiments_need_no_search(tmp_path: Path) -> None:
+def test_the_package_experiments_works_without_the_packages_for_search(tmp_path: Path) -> None:
     blocked = ("ray", "optuna", "mlflow", "pandas", "plotly", *ours("tuner", "search_spaces"))
     code = "from tune_sparsity import experiments; assert experiments.find('mnist').name == 'mnist'"
     run_blocked(blocked, code, tmp_path)
