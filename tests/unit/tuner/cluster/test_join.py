@@ -1,4 +1,4 @@
-"""Joining a cluster and judging its nodes, without one: what is sent there, what is refused, and in which words."""
+"""Joining a cluster and checking its nodes, without a cluster: options of Ray, messages, versions and storage."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ORDINARY = {
         (64, 0, {}, 32),  # as many as there are trials
         (8, 0, {"concurrency": 3}, 3),
         (8, 0, {"cpus_per_trial": 3}, 6),
-        (2, 0, {"cpus_per_trial": 3}, 3),  # more than there are: one trial at once all the same
+        (2, 0, {"cpus_per_trial": 3}, 3),  # more CPUs than there are: one trial at once still runs
         (8, 0, {"cpus_per_trial": 0.5, "trials": 3}, 2),
         (16, 2, {}, 2),  # a whole GPU each
         (16, 2, {"gpus_per_trial": 0.25}, 8),
@@ -74,7 +74,9 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
     ("given", "token"),
     [({}, True), ({"RAY_AUTH_MODE": "disabled"}, False), ({"RAY_AUTH_TOKEN_PATH": "/mine"}, False)],
 )
-def test_a_private_ray_is_this_users_alone(given: dict[str, str], token: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_ray_asks_for_a_token_unless_the_user_disables_it(
+    given: dict[str, str], token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "environ", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **given})
     settle_environment(own=True)
     first = dict(os.environ)
@@ -94,7 +96,7 @@ def test_a_cluster_that_does_not_answer_is_given_up_after_one_attempt(monkeypatc
     assert os.environ["RAY_NUM_REDIS_GET_RETRIES"] == "1"
 
 
-def test_why_a_private_ray_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_why_a_private_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with NodeProcess(make_config({"target": 0.9})) as node:
         for _ in range(2):
@@ -119,14 +121,14 @@ def test_why_a_private_ray_does_not_start_is_told(monkeypatch: pytest.MonkeyPatc
         ("Failed to connect\nto Ray", "", "no Ray cluster answers there (Failed to connect to Ray)"),
     ],
 )
-def test_why_a_cluster_was_not_joined_is_one_line(message: str, said: str, expected: str) -> None:
+def test_one_line_says_why_a_cluster_was_not_joined(message: str, said: str, expected: str) -> None:
     line = refusal(message, said)
     assert expected in line
     assert "\n" not in line
     assert len(line) < 320
 
 
-def test_our_package_is_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_environment_sends_the_package_to_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(JOB, raising=False)
     folders = [Path(folder) for folder in runtime_environment()["py_modules"]]
     assert [folder.name for folder in folders] == ["tune_sparsity"]
@@ -135,14 +137,14 @@ def test_our_package_is_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (packages[1] / "lpss.yaml").is_file()
 
 
-def test_a_job_that_brings_modules_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_added_to_a_job_that_sends_its_own_python_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"py_modules": ["gcs://x.zip"]}, "metadata": {}}))
     assert runtime_environment() == {}
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
     assert len(runtime_environment()["py_modules"]) == 1
 
 
-def test_inside_a_job_the_cluster_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_a_ray_job_a_study_joins_the_cluster_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config({"target": 0.9})
     monkeypatch.delenv(JOB, raising=False)
     assert config.resolved().address is None
@@ -154,7 +156,7 @@ def test_inside_a_job_the_cluster_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -
 # Versions
 
 
-def test_nodes_that_run_the_same_have_no_differences() -> None:
+def test_nodes_with_equal_versions_have_no_differences() -> None:
     assert differences([answer(), answer("10.0.0.3")]) == []
 
 
@@ -164,27 +166,25 @@ def test_a_difference_names_the_package_both_versions_and_the_nodes() -> None:
 
 
 @pytest.mark.parametrize("package", ["python", "ray", "torch", "numpy", "tune_sparsity"])
-def test_what_must_be_alike_is_compared(package: str) -> None:
+def test_a_different_version_of_a_compared_package_is_reported(package: str) -> None:
     assert len(differences([answer(**{package: "0.0.1"})])) == 1
 
 
 @pytest.mark.parametrize("package", ["safetensors", "pydantic"])
-def test_what_only_must_be_there_may_differ_but_not_lack(package: str) -> None:
+def test_some_packages_may_have_any_version_but_must_be_installed(package: str) -> None:
     assert differences([answer(**{package: "0.0.1"})]) == []
     (line,) = differences([answer(**{package: ""})])
     assert f"{package} is not installed" in line
 
 
-def test_builds_and_patch_releases_do_not_matter() -> None:
+def test_torch_is_compared_by_release_python_by_minor_and_numpy_by_major() -> None:
     assert compared("torch", "2.9.0+cu126") == compared("torch", "2.9.0+cpu") == compared("torch", "2.9.0")
     assert compared("torch", "2.9.0") != compared("torch", "2.9.1")
     assert compared("python", "3.11.7") == compared("python", "3.11.9") != compared("python", "3.12.7")
     assert compared("numpy", "2.0.1") == compared("numpy", "2.4.6") != compared("numpy", "1.26.4")
 
 
-def test_the_codes_digest_is_of_the_code_wherever_it_is_imported_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_digest_depends_on_the_code_and_not_on_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(str(tune_sparsity.__file__)).parents[1]
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for folder, _, names in os.walk(root / node_probe.OURS, followlinks=True):
@@ -225,7 +225,9 @@ def test_the_codes_digest_is_of_the_code_wherever_it_is_imported_from(
         (10, 1, 1, 0.1, 10),
     ],
 )
-def test_room_is_counted_on_each_node(cpus: float, gpus: float, each: float, share: float, room: int) -> None:
+def test_a_node_has_room_for_as_many_trials_as_its_cpus_and_gpus_allow(
+    cpus: float, gpus: float, each: float, share: float, room: int
+) -> None:
     assert Node("id", "a", cpus, gpus).room(each, share) == room
 
 
@@ -245,7 +247,7 @@ def test_a_file_that_arrives_late_is_waited_for(tmp_path: Path) -> None:
     late.join()
 
 
-def test_storage_that_is_another_is_told_from_one_that_is_empty(
+def test_the_probe_distinguishes_missing_foreign_and_unreadable_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
@@ -256,7 +258,7 @@ def test_storage_that_is_another_is_told_from_one_that_is_empty(
     assert not (tmp_path / "node").exists()
 
 
-def test_the_probe_leaves_no_trace_even_of_the_folders_that_it_made(tmp_path: Path) -> None:
+def test_the_probe_removes_its_files_and_the_folders_that_it_made(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     with nodes._left_behind(LocalStorage(tmp_path / "kept" / "new" / "studies"), "0123456789") as place:
         assert place is not None
@@ -265,7 +267,9 @@ def test_the_probe_leaves_no_trace_even_of_the_folders_that_it_made(tmp_path: Pa
     assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
 
 
-def test_a_node_whose_file_does_not_arrive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_whose_file_does_not_reach_the_driver_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
     assert "writes files there" in nodes._read_back(answer(), Folder(tmp_path)).storage
     (tmp_path / "id").write_text("token")

@@ -1,4 +1,4 @@
-"""The private names of Ray: all are listed, Ray has them, and what is replaced does not stay so."""
+"""The private names of Ray: all are listed, Ray has them, and every patch is undone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_all_private_names_are_listed() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ray_has_what_is_listed_and_it_is_used(name: str) -> None:
+def test_ray_has_every_listed_private_name_and_the_code_uses_it(name: str) -> None:
     owner, _, last = name.rpartition(".")
     assert SOURCE.count(last) > 1
     try:
@@ -66,7 +66,7 @@ def attribute(name: str) -> Any:
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
-def test_what_is_replaced_does_not_stay_so(patch: Any) -> None:
+def test_a_patch_is_undone_at_the_end_of_its_block(patch: Any) -> None:
     from ray._private import node, services
     from ray.air._internal import usage
     from ray.tune.execution import class_cache, tune_controller
@@ -82,7 +82,7 @@ def test_what_is_replaced_does_not_stay_so(patch: Any) -> None:
     assert held() == before
 
 
-def test_a_patch_without_its_name_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patch_is_left_out_if_ray_lacks_its_private_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
     from ray.air._internal import usage
 

@@ -1,6 +1,6 @@
-"""Bad input, made by rule: spaces with one thing wrong in each place, options with each kind of wrong value, goals
-and options that contradict each other. Each is one line that names the file and line or the option, exit code 2, and
-nothing written. The cases that were thought of one by one are in test_usage.py."""
+"""Systematic bad input: search spaces with one mistake, options with wrong values of each kind, options that contradict
+each other, and experiments with one mistake. For each, the command prints one line that names the file and its line or
+the option, ends with exit code 2, and writes nothing. test_usage.py contains single cases of wrong use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Runs the command in a folder with these files; gives its one line, once all else is as it must be."""
+    """Return a function that runs the command in a folder with the given files. The function checks that the command
+    refuses its arguments in one line that contains `names`, and returns this line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
 
@@ -50,7 +51,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return run
 
 
-# Spaces: every parameter of the built-in ones, with one thing wrong
+# Search spaces: parameters of built-in search spaces, with one mistake
 
 
 def built_in(name: str) -> dict[str, Any]:
@@ -102,7 +103,7 @@ WHOLE_FAULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def faulty_spaces() -> list[Any]:
-    """Every fault in every parameter of lpss's space, and in one of each kind of gmp's."""
+    """Return every mistake in every parameter of the space lpss, and in one parameter of each type of the space gmp."""
     cases = []
     for space in ("lpss", "gmp"):
         kinds = set()
@@ -117,7 +118,9 @@ def faulty_spaces() -> list[Any]:
 
 
 @pytest.mark.parametrize(("space", "parameter", "change"), faulty_spaces())
-def test_a_space_with_one_wrong_value(space: str, parameter: str, change: dict[str, Any], refuse: Refuse) -> None:
+def test_a_search_space_with_one_wrong_value_is_refused_with_its_line(
+    space: str, parameter: str, change: dict[str, Any], refuse: Refuse
+) -> None:
     data = built_in(space)
     spec = {**data["parameters"][parameter], **change}
     data["parameters"][parameter] = {key: value for key, value in spec.items() if value is not None}
@@ -126,16 +129,16 @@ def test_a_space_with_one_wrong_value(space: str, parameter: str, change: dict[s
     line = int(said.partition("s.yaml:")[2].partition(":")[0])
     lines = text.splitlines()
     last = next((n for n, one in enumerate(lines, 1) if one.startswith("first:")), len(lines) + 1)
-    if change == RANGE_FAULTS["beyond the method"]:  # where two parameters do not fit, either may be named
+    if change == RANGE_FAULTS["beyond the method"]:  # the message may name any parameter that does not fit
         assert lines.index("parameters:") + 1 < line < last
-    else:  # the parameter's own line, or one of those of its parts
+    else:  # the line of the parameter, or a line of its keys
         above = [one for one in lines[:line] if one.startswith("  ") and one[2] not in " -"]
         assert above[-1] == f"  {parameter}:"
         assert line < last
 
 
 @pytest.mark.parametrize("fault", WHOLE_FAULTS)
-def test_a_space_that_is_wrong_as_a_whole(fault: str, refuse: Refuse) -> None:
+def test_a_search_space_with_a_wrong_method_key_or_section_is_refused(fault: str, refuse: Refuse) -> None:
     text = yaml.safe_dump(WHOLE_FAULTS[fault](built_in("lpss")), sort_keys=False)
     refuse(["--target", ".9", "--space", "s.yaml"], "s.yaml:", s=text)
 
@@ -184,28 +187,31 @@ WRONG_VALUES = [(option, value) for option, values in WRONG.items() for value in
 
 
 def names_of(option: str, value: str) -> str:
-    """What the line must name: the option, or where the value is a file that is there in name only, the file."""
+    """Return the text that the message must contain: the file if the value is a search space file that does not exist,
+    otherwise the option."""
     return value if option == "space" and value.endswith(".yaml") and value not in (".yaml",) else f"--{option}"
 
 
-def test_every_option_has_wrong_values() -> None:
+def test_the_table_has_wrong_values_for_every_option() -> None:
     options = {name.replace("_", "-") for name in StudyConfig.model_fields.keys() - {*FLAGS}}
     assert options == WRONG.keys(), "of a new option, add wrong values to WRONG"
 
 
-def test_every_option_is_an_argument_of_the_command() -> None:
+def test_every_field_of_the_configuration_is_an_argument_of_the_command() -> None:
     arguments = {action.dest for action in search_parser()._actions}
     assert StudyConfig.model_fields.keys() <= arguments, "of a new option, add the argument to tuner/commands/search.py"
 
 
 @pytest.mark.parametrize(("option", "value"), WRONG_VALUES, ids=lambda text: text[:20])
-def test_a_wrong_value_names_its_option(option: str, value: str, refuse: Refuse) -> None:
+def test_the_message_about_a_wrong_value_names_its_option_or_space_file(
+    option: str, value: str, refuse: Refuse
+) -> None:
     goal = [] if option in GOALS else ["--target", ".9"]
     refuse([*goal, f"--{option}={value}"], names_of(option, value))
 
 
 @pytest.mark.parametrize("option", WRONG)
-def test_a_wrong_value_in_a_file_names_the_line_or_the_option(option: str, refuse: Refuse) -> None:
+def test_the_message_about_a_wrong_value_in_yaml_names_its_option_or_space_file(option: str, refuse: Refuse) -> None:
     for value in WRONG[option]:
         goal = {} if option in GOALS else {"target": 0.9}
         said = refuse(
@@ -218,7 +224,9 @@ def test_a_wrong_value_in_a_file_names_the_line_or_the_option(option: str, refus
 
 @pytest.mark.parametrize("option", [name for name in WRONG if name not in ("target", "front", "method")])
 @pytest.mark.parametrize("value", ["[1, 2]", "{a: 1}", "true", "2031-01-02", '"a\\0b"', "!!binary YQ=="])
-def test_a_value_of_another_type_in_a_file_names_its_line(option: str, value: str, refuse: Refuse) -> None:
+def test_the_message_about_a_value_of_wrong_type_in_a_file_names_its_line(
+    option: str, value: str, refuse: Refuse
+) -> None:
     goal = "" if option in GOALS else "target: 0.9\n"
     refuse(["--config", "c.yaml"], f"c.yaml:{1 + goal.count(chr(10))}: --{option}", c=f"{goal}{option}: {value}\n")
 
@@ -261,14 +269,16 @@ TOGETHER: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_options_that_contradict_each_other(name: str, refuse: Refuse) -> None:
+def test_contradictory_or_incomplete_options_are_refused(name: str, refuse: Refuse) -> None:
     arguments, names = TOGETHER[name]
     refuse(arguments, names)
 
 
 @pytest.mark.parametrize("first", ["target: 0.9", "front: '0.5:0.9'", "max_nonzero: 100"])
 @pytest.mark.parametrize("second", ["target: 0.8", "front: '0.6:0.9'", "max_nonzero: 200"])
-def test_two_goals_in_a_file_name_the_second_ones_line(first: str, second: str, refuse: Refuse) -> None:
+def test_the_message_about_two_goals_in_a_file_names_the_line_of_the_second(
+    first: str, second: str, refuse: Refuse
+) -> None:
     said = refuse(["--config", "c.yaml"], "c.yaml:3:", c=f"{first}\ntrials: 3\n{second}\n")
     assert "twice" in said or "different goals" in said
 
@@ -279,12 +289,14 @@ def test_two_goals_in_a_file_name_the_second_ones_line(first: str, second: str, 
 @pytest.mark.parametrize(
     "goal", [["--target", ".9"], ["--target", ".8,.9"], ["--front", ".8:.9"], ["--max-nonzero", "5000"]]
 )
-def test_a_space_that_never_reaches_the_goal(final_sparsity: str, goal: list[str], refuse: Refuse) -> None:
+def test_a_search_space_that_cannot_reach_the_goal_is_refused(
+    final_sparsity: str, goal: list[str], refuse: Refuse
+) -> None:
     space = f"method: lpss\nparameters:\n  p: 1.4\n  final_sparsity: {final_sparsity}\n"
     refuse([*goal, "--space", "s.yaml"], "--space", s=space)
 
 
-# Experiments: a sound one with one thing wrong
+# Experiments: a valid experiment with one mistake
 
 SOUND = """import torch
 from torch import nn
@@ -301,7 +313,7 @@ def model():
 
 mine = Experiment("mine", load, model, Recipe(epochs=3, batch_size=10))
 """
-EXPERIMENTS: dict[str, tuple[str, str]] = {  # what is replaced, and what by
+EXPERIMENTS: dict[str, tuple[str, str]] = {  # the replaced text, and the new text
     "no Python": ("def load(data_dir):", "def load(data_dir:"),
     "raises at import": ("import torch\n", "import torch\n1 / 0\n"),
     "exits at import": ("import torch\n", "import torch\nraise SystemExit(3)\n"),
@@ -335,18 +347,18 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {  # what is replaced, and what by
 
 
 @pytest.mark.parametrize("fault", EXPERIMENTS)
-def test_an_experiment_with_one_thing_wrong(fault: str, refuse: Refuse) -> None:
+def test_an_experiment_with_one_mistake_is_refused(fault: str, refuse: Refuse) -> None:
     old, new = EXPERIMENTS[fault]
     assert SOUND.count(old) == 1
     Path("own.py").write_text(SOUND.replace(old, new))
     refuse(["--target", ".8", "--experiment", "own.py:mine"], "--experiment")
 
 
-def test_the_sound_experiment_is_not_refused(refuse: Refuse) -> None:
+def test_the_experiment_without_mistakes_is_accepted(refuse: Refuse) -> None:
     Path("own.py").write_text(SOUND)
     with pytest.raises(AssertionError, match="a study was begun"):
         main(["--target", ".8", "--experiment", "own.py:mine"])
 
 
-def test_there_are_many_cases() -> None:
+def test_the_tables_contain_more_than_300_cases() -> None:
     assert len(faulty_spaces()) + len(WHOLE_FAULTS) + len(WRONG_VALUES) + len(TOGETHER) + len(EXPERIMENTS) > 300

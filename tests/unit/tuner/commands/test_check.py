@@ -71,7 +71,7 @@ def change(folder: Path, old: str, new: str) -> None:
     (folder / "mine.py").write_text(text)
 
 
-def test_a_sound_experiment_is_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_exits_with_0_for_a_valid_experiment(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "mine.py:mine"]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -91,13 +91,13 @@ def test_a_fault_gives_exit_code_1_and_says_how_to_mend_it(folder: Path, capsys:
     assert "is not valid: " in printed.err
 
 
-def test_a_warning_is_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_exits_with_0_if_there_are_only_warnings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(folder, "torch.eye(3, 8)[y]", "1000 * torch.eye(3, 8)[y]")
     assert main(["check", "mine.py:mine"]) == 0
     assert "warning  inputs" in capsys.readouterr().out
 
 
-def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_writes_its_results_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(folder, "split(30), split(30)", "split(30), split(0)")
     assert main(["check", "mine.py:mine", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
@@ -128,7 +128,7 @@ def test_an_error_in_load_is_a_fault_with_its_line(folder: Path, capsys: pytest.
         (["uci-dna", "--data-dir", "nowhere"], "--data-dir"),
     ],
 )
-def test_where_there_is_nothing_to_check_it_is_2(
+def test_check_exits_with_2_if_it_has_nothing_to_check(
     arguments: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "broken.py").write_text("def f(:\n")
@@ -197,7 +197,7 @@ def test_files_that_are_read_and_not_declared_are_a_warning(folder: Path, capsys
     )
 
 
-def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_does_not_warn_of_declared_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reading(folder, ("*.json", "top.txt", "deep", "data.csv"))
     assert told_of_files(folder, capsys).startswith("ok ")
 
@@ -209,7 +209,7 @@ def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureF
         ("files", "other machines may lack these files. Put them into --data-dir on each machine, or declare them"),
     ],
 )
-def test_what_the_data_are_made_of_is_named(
+def test_the_advice_about_undeclared_data_files_depends_on_the_type_of_the_data(
     of: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading(folder, ("*.json", "top.txt", "deep"))
@@ -224,7 +224,7 @@ def test_what_the_data_are_made_of_is_named(
     )
 
 
-def test_of_files_in_the_datas_folder_nothing_is_said(folder: Path) -> None:
+def test_a_study_does_not_warn_of_files_in_the_data_folder(folder: Path) -> None:
     reading(folder, ("*.json", "top.txt", "deep"))
     (folder / "data").mkdir()
     (folder / "data.csv").rename(folder / "data" / "data.csv")
@@ -254,7 +254,9 @@ def loop(trial):
 )
 
 
-def test_a_study_of_a_loop_says_what_a_check_warns_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_of_a_training_loop_gives_the_same_warnings_as_check(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "mine.py").write_text(LOOP)
     (folder / "words.txt").write_text("")
     (folder / "data").mkdir()
@@ -273,13 +275,13 @@ def test_a_study_of_a_loop_says_what_a_check_warns_of(folder: Path, capsys: pyte
     assert {(level, text) for level, name, text in lines if name in told} == {("warning", one) for one in told.values()}
 
 
-def test_a_link_to_the_folder_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_finds_undeclared_files_through_a_symbolic_link(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reading(folder, ("top.txt", "deep"))
     (folder / "link").symlink_to(folder)
     assert "files=('sizes.json',)" in told_of_files(folder / "link", capsys)
 
 
-def test_a_study_says_what_a_check_warns_of(folder: Path) -> None:
+def test_a_study_gives_the_warnings_of_check(folder: Path) -> None:
     reading(folder, ("*.json", "deep"))
     text = (folder / "mine.py").read_text()
     text = text.replace("torch.eye(3, 8)[y]", "1000 * torch.eye(3, 8)[y]").replace(
@@ -303,7 +305,7 @@ def test_a_study_says_what_a_check_warns_of(folder: Path) -> None:
         ("'sizes.json'", "its files must be names in a tuple"),
     ],
 )
-def test_files_that_are_not_there_are_one_line(
+def test_a_wrong_declaration_of_files_is_refused_in_one_line(
     files: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(folder, "Recipe(2, 16)", f"Recipe(2, 16), files={files}")

@@ -1,4 +1,4 @@
-"""What doctor says of each thing: ok when it is well, and what to do when it is not."""
+"""The findings of the command doctor: each says that something works, or gives a remedy for a problem."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_line_says_ok_or_what_to_do() -> None:
     assert str(Finding("mlflow", "gone", "start it")) == "fix  mlflow: gone: start it"
 
 
-def test_whether_the_step_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_says_whether_the_optimizers_step_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert bool(step().remedy) == (fused.kernel is None)
     (tmp_path / "tune_sparsity" / "sparsity" / "optim").mkdir(parents=True)
     (tmp_path / "tune_sparsity" / "__init__.py").touch()
@@ -90,12 +90,14 @@ def test_a_server_of_the_same_version_is_ok(server: list) -> None:
         (404, "", "URI of an MLflow server"),
     ],
 )
-def test_a_server_that_will_not_do_is_told_with_its_remedy(server: list, status: int, text: str, remedy: str) -> None:
+def test_an_unsuitable_mlflow_server_is_reported_with_a_remedy(
+    server: list, status: int, text: str, remedy: str
+) -> None:
     server[1:] = [status, text]
     assert remedy in tracking(server[0]).remedy
 
 
-def test_a_server_that_is_not_there_is_found_and_no_password_is_shown() -> None:
+def test_a_server_that_does_not_answer_is_reported_without_its_password() -> None:
     finding = tracking("http://user:secret@127.0.0.1:9")
     assert "does not answer" in finding.found
     assert finding.remedy
@@ -116,7 +118,7 @@ def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path)
 
 
 def environment_without(module: str, folder: Path) -> dict[str, str]:
-    """A PYTHONPATH with which a new process cannot import the module, as if it went wrong in there."""
+    """Return a PYTHONPATH with which the import of the module in a new process raises ImportError."""
     (folder / "sitecustomize.py").write_text(f"""
 import sys
 
@@ -132,7 +134,7 @@ sys.meta_path.insert(0, Broken())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "new"), [("mlflow.store.tracking.sqlalchemy_store", True), ("sqlalchemy", False)])
-def test_an_mlflow_that_cannot_keep_a_record_is_told(module: str, new: bool, tmp_path: Path) -> None:
+def test_an_mlflow_that_cannot_write_to_sqlite_is_reported(module: str, new: bool, tmp_path: Path) -> None:
     site, cwd, temporary = (tmp_path / name for name in ("site", "cwd", "tmp"))
     for folder in (site, cwd, temporary):
         folder.mkdir()
@@ -149,14 +151,14 @@ def test_an_mlflow_that_cannot_keep_a_record_is_told(module: str, new: bool, tmp
     assert list(temporary.iterdir()) == []
 
 
-def test_no_place_to_try_mlflow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_temporary_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     finding = tracking(f"sqlite:///{tmp_path}/mlflow.db")
     assert "No such file" in finding.found
     assert "TMPDIR" in finding.remedy
 
 
-def test_a_database_without_its_driver_names_the_package() -> None:
+def test_a_missing_database_driver_has_a_remedy_that_shows_no_password() -> None:
     finding = tracking("mysql+nosuchdriver://u:secret@127.0.0.1:9/mlflow")
     assert finding.remedy
     assert "secret" not in str(finding)
@@ -174,7 +176,7 @@ def test_nodes_are_listed_with_the_room_for_trials() -> None:
     assert "lower --workers-per-trial" in resources([NODE], 1, 1, 2).remedy
 
 
-def test_versions_are_listed_or_what_differs() -> None:
+def test_versions_are_listed_and_differences_are_reported() -> None:
     (same,) = versions([answer()])
     assert same.remedy == ""
     assert f"torch {version('torch')}" in same.found
@@ -196,7 +198,7 @@ def test_storage_is_shared_or_the_nodes_that_do_not_see_it_are_named(tmp_path: P
 
 
 @pytest.mark.parametrize(("share", "enough"), [(1, True), (0.5, True), (0.25, True), (0.125, False)])
-def test_gpu_memory_is_set_against_the_trials_that_share_it(share: float, enough: bool) -> None:
+def test_too_little_gpu_memory_for_the_trials_that_share_it_is_reported(share: float, enough: bool) -> None:
     gpu = {"name": "H", "total": 8192, "free": 4096}
     (finding,) = gpu_memory([answer(gpus=[gpu])], share)
     assert (finding.remedy == "") == enough
@@ -205,11 +207,11 @@ def test_gpu_memory_is_set_against_the_trials_that_share_it(share: float, enough
         assert "--gpus-per-trial 0.25 " in finding.remedy
 
 
-def test_gpus_are_no_matter_to_trials_without_one() -> None:
+def test_gpu_memory_is_not_checked_if_trials_use_no_gpu() -> None:
     assert list(gpu_memory([answer(gpus=[{"name": "H", "total": 8192, "free": 1}])], 0)) == []
 
 
-def test_what_nvidia_smi_lists_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_of_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 143000'\necho 'Odd, [N/A], [N/A]'\n")
     tool.chmod(0o755)
@@ -219,7 +221,7 @@ def test_what_nvidia_smi_lists_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert node_probe.gpus() == []
 
 
-def test_without_authentication_the_remedy_is_where_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_authentication_has_one_remedy_for_a_private_ray_and_one_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert "unset RAY_AUTH_MODE" in authentication(None).remedy
     assert "start all its nodes with RAY_AUTH_MODE=token" in authentication("auto").remedy
@@ -260,7 +262,7 @@ def test_an_address_where_nothing_answers_is_a_finding(
 def test_a_machine_that_is_well_is_ok_line_by_line(tmp_path: Path) -> None:
     ran = run_command(["doctor"], tmp_path)
     if fused.kernel is None:
-        pytest.skip("the package was installed without a C compiler, of which it says so")
+        pytest.skip("the package was installed without a C compiler, and doctor reports this")
     assert ran.code == 0, ran.stdout + ran.stderr
     assert all(line.startswith("ok   ") for line in ran.stdout.splitlines())
     topics = [line[5:].partition(":")[0].partition(" on ")[0] for line in ran.stdout.splitlines()]

@@ -1,6 +1,6 @@
-"""A thousand bad command lines and files, generated: no traceback, one line, exit code 2, nothing written.
+"""A thousand generated bad command lines and files: no traceback, one line, exit code 2, nothing written.
 
-Each is a sound one in which one thing was made wrong, so that it is known to be bad whatever else is in it.
+Each case is a valid command line or file with one mistake. The mistake alone makes the case invalid.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def wrong_in_file(r: random.Random, file: Path) -> list[str]:
 
 
 def code_in_file(r: random.Random, file: Path) -> list[str]:
-    """YAML can name Python objects; what reads it here makes none."""
+    """YAML can name Python objects. The reader of configuration files must not create them."""
     tag = r.choice(["!!python/object/apply:os.system", "!!python/name:os.system", "!!python/object/new:os.mkdir"])
     return written(file, f"target: 0.9\n{r.choice([*SOUND])}: {tag} ['touch evil']\n", r)
 
@@ -143,7 +143,7 @@ KINDS: list[Callable[[random.Random, Path], list[str]]] = [
 
 
 @pytest.mark.parametrize("part", range(CASES // PART))
-def test_generated_bad_input(
+def test_generated_bad_input_gives_one_line_and_writes_nothing(
     part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def begun(*arguments: Any, **options: Any) -> None:

@@ -1,4 +1,5 @@
-"""What the command imports before it must: counted in modules, since seconds depend on the machine."""
+"""The modules that the command imports before it needs them. Their number is tested, because seconds depend on the
+machine."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_wrong_use_is_one_line_and_writes_nothing(
+def test_wrong_use_prints_one_line_and_writes_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, files, said = CASES[name]
@@ -172,7 +172,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(
     assert tree(tmp_path) == before
 
 
-def test_data_that_cannot_be_had_is_one_line(
+def test_data_that_cannot_be_downloaded_are_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -202,7 +202,7 @@ def test_an_address_without_a_cluster_is_wrong_use(
 
 
 @pytest.mark.parametrize("kind", ["experiments", "methods", "spaces", "samplers"])
-def test_lists_name_what_the_options_accept(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_command_prints_names_that_the_options_accept(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", kind]) == 0
     names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     expected = {
@@ -215,7 +215,7 @@ def test_lists_name_what_the_options_accept(kind: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("arguments", [["--target", "0.9"], ["doctor"], ["resume", "x"]])
-def test_another_system_is_told_in_a_line(
+def test_an_unsupported_operating_system_is_reported_in_one_line(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

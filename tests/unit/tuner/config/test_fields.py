@@ -51,7 +51,7 @@ def refusal(**options: Any) -> str:
         (10**400, None),
     ],
 )
-def test_a_target_or_several(given_: Any, parsed: Any) -> None:
+def test_target_accepts_one_sparsity_or_several(given_: Any, parsed: Any) -> None:
     if parsed is None:
         assert refusal(target=given_).startswith("--target ")
     else:
@@ -76,7 +76,7 @@ def test_a_target_or_several(given_: Any, parsed: Any) -> None:
         ([True, 0.9], None),
     ],
 )
-def test_a_fronts_two_ends(given_: Any, parsed: Any) -> None:
+def test_front_accepts_two_sparsities_in_rising_order(given_: Any, parsed: Any) -> None:
     if parsed is None:
         assert "e.g. 0.5:0.99" in refusal(front=given_)
     else:
@@ -84,7 +84,7 @@ def test_a_fronts_two_ends(given_: Any, parsed: Any) -> None:
 
 
 @pytest.mark.parametrize("given_", ["0", "-1", "2.5", "many", 0, True, [5]])
-def test_what_is_no_number_of_weights_is_refused(given_: Any) -> None:
+def test_a_wrong_number_of_weights_is_refused(given_: Any) -> None:
     assert refusal(max_nonzero=given_).startswith("--max-nonzero ")
 
 
@@ -97,7 +97,7 @@ def test_what_is_no_number_of_weights_is_refused(given_: Any) -> None:
         *(("0.5B", None), ("9" * 40, None), ([5], None), ("", None), (float("nan"), None), ("\u0663kB", None)),
     ],
 )
-def test_a_size_in_bytes(given_: Any, parsed: int | None) -> None:
+def test_max_bytes_accepts_a_number_with_or_without_a_unit(given_: Any, parsed: int | None) -> None:
     if parsed is None:
         assert refusal(max_bytes=given_).startswith("--max-bytes ")
     else:
@@ -121,7 +121,7 @@ def test_a_size_in_bytes(given_: Any, parsed: int | None) -> None:
         *((True, None), ([2], None), ("1s500ms", None), ("9" * 400 + "ms", None)),
     ],
 )
-def test_a_latency(given_: Any, parsed: float | None) -> None:
+def test_max_latency_accepts_a_number_with_a_unit_of_time(given_: Any, parsed: float | None) -> None:
     if parsed is None:
         assert refusal(max_latency=given_).startswith("--max-latency ")
     else:
@@ -129,7 +129,7 @@ def test_a_latency(given_: Any, parsed: float | None) -> None:
 
 
 @given(st.floats(0.001, 3.6e6))
-def test_a_latency_goes_through_its_text(milliseconds: float) -> None:
+def test_a_latency_is_unchanged_after_it_is_written_and_parsed(milliseconds: float) -> None:
     text = f"{milliseconds:f}ms"
     config = make_config({"max_latency": text})
     assert config.max_latency == float(text.removesuffix("ms"))
@@ -148,12 +148,12 @@ def test_a_batch_size_needs_a_limit_of_latency(tmp_path: Path) -> None:
     assert (shorter.max_latency, shorter.latency_batch) == (1.0, 4)
 
 
-def test_a_size_is_resolved_in_a_network() -> None:
+def test_max_bytes_gives_the_lowest_sparsity_that_a_network_needs() -> None:
     weights = torch.nn.Linear(40, 25).state_dict()
     layout = Layout.of(weights, ["weight"])
     goal = make_config({"max_bytes": "1kB"}).goal(1, 1000, layout)
     nonzero = 1000 - zeros_for(goal.lowest, 1000)
-    assert layout.estimate(nonzero, 0.8) < 1000 < layout.estimate(nonzero)  # a projection drops what is too many
+    assert layout.estimate(nonzero, 0.8) < 1000 < layout.estimate(nonzero)  # later, a projection drops the surplus
     assert make_config({"max_bytes": "1MB"}).goal(1, 1000, layout).lowest == 0.0
     least = layout.least()
     assert make_config({"max_bytes": least}).goal(1, 1000, layout).lowest == 0.999
@@ -170,7 +170,7 @@ def test_exactly_one_goal_is_given() -> None:
     assert "--target and --front and --max-nonzero" in refusal(target=0.9, front="0.5:0.9", max_nonzero=5)
 
 
-def test_the_goal_is_resolved_in_a_network() -> None:
+def test_the_options_give_the_goal_for_a_network() -> None:
     assert make_config({"target": 0.9}).goal(3, 1000) == at_targets(0.9)
     assert make_config({"target": "0.9,0.8"}).goal(3, 1000) == at_targets(0.8, 0.9)
     assert make_config({"front": "0.5:0.9"}).goal(3, 1000) == along_front(0.5, 0.9)
@@ -217,7 +217,7 @@ def test_the_sparsity_that_a_refusal_names_is_accepted(layers: int, more: int) -
         {"max_latency": "300us", "latency_batch": 8},
     ],
 )
-def test_a_goal_goes_through_a_file(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_goal_is_unchanged_after_it_is_written_to_a_file_and_read(options: dict[str, Any], tmp_path: Path) -> None:
     config = make_config({**options, "patience": 4})
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -235,7 +235,7 @@ def test_the_command_lines_goal_takes_the_place_of_the_files(tmp_path: Path) -> 
     assert read_config({"config": str(file), "max_nonzero": "9"}).max_nonzero == 9
 
 
-def test_the_default_name_says_what_is_wanted() -> None:
+def test_the_default_name_of_a_study_contains_its_goal() -> None:
     def name(**options: Any) -> str:
         return make_config({**options, "tracking_uri": "http://host"}).resolved().study.rsplit("-", 2)[0]
 
@@ -250,7 +250,7 @@ def test_the_default_name_says_what_is_wanted() -> None:
     assert name(max_latency="3600s") == "digits-3600000-ms"
 
 
-def test_every_goal_is_a_field() -> None:
+def test_every_goal_is_a_field_of_the_study_configuration() -> None:
     from tune_sparsity.tuner.config.study_config import GOALS
 
     assert set(GOALS) <= set(StudyConfig.model_fields)

@@ -1,4 +1,4 @@
-"""The configuration: durations, names, what wins over what, and one line for any mistake."""
+"""The configuration: durations, names, the precedence of options, and one line for any mistake."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_duration_is_the_sum_of_its_parts(days: int, hours: int, minutes: int,
     ("given_", "seconds"),
     [("1h30m", 5400), ("90s", 90), ("90", 90), (90, 90), (0.5, 0.5), ("1.5h", 5400), ("2d", 172800), ("1e3", 1000)],
 )
-def test_a_duration_in_any_of_its_forms(given_: Any, seconds: float) -> None:
+def test_time_budget_accepts_all_forms_of_a_duration(given_: Any, seconds: float) -> None:
     assert make_config({"target": 0.9, "time_budget": given_}).time_budget == seconds
 
 
@@ -69,7 +69,7 @@ def test_a_duration_in_any_of_its_forms(given_: Any, seconds: float) -> None:
     "given_",
     ["", " ", "h", "1h30", "1h 30m", "-5m", "5M", "1w", "half", "nan", "inf", "0", "0s", -1, [90], True, "1" * 400],
 )
-def test_what_is_no_duration_is_refused(given_: Any) -> None:
+def test_a_wrong_duration_is_refused(given_: Any) -> None:
     said = refusal({"target": 0.9, "time_budget": given_})
     assert said.startswith("--time-budget ")
 
@@ -94,7 +94,7 @@ def test_the_default_name_is_accepted_and_safe_as_a_folder(experiment: str, targ
     assert (storage / name).resolve().parent == storage
 
 
-def test_the_default_name_says_what_the_study_is() -> None:
+def test_the_default_name_contains_the_experiment_the_target_and_the_time() -> None:
     when = datetime(2031, 2, 3, 4, 5, 6)
     assert default_study_name("digits", "0.9", when) == "digits-0.9-20310203-040506"
     assert default_study_name("path/to/my file.py:my_net", "0.95", when) == "my_net-0.95-20310203-040506"
@@ -115,7 +115,9 @@ def test_a_name_that_is_accepted_is_a_folder_of_its_own(name: str) -> None:
 # Resolving
 
 
-def test_what_is_resolved_holds_in_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolved_configuration_does_not_depend_on_the_working_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {
         "target": 0.9,
         "experiment": "own/mine.py:mine",
@@ -155,7 +157,7 @@ def test_names_are_not_taken_for_paths(folder: Path) -> None:
         "sqlite:////abs/mlflow.db",
     ],
 )
-def test_a_uri_of_a_server_stays_as_it_is(uri: str) -> None:
+def test_a_complete_tracking_uri_is_not_changed(uri: str) -> None:
     assert make_config({"target": 0.9, "tracking_uri": uri}).resolved().tracking_uri == uri
 
 
@@ -182,11 +184,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(fold
     assert (alone.trials, alone.time_budget) == (5, 5400)
 
 
-def test_a_mistake_is_told_where_it_was_made(folder: Path) -> None:
+def test_the_message_names_the_file_and_line_only_for_a_mistake_in_the_file(folder: Path) -> None:
     file = Path("c.yaml")
     file.write_text("target: 0.8\n\ncpus-per-trial: none\nsampler: tpe\n")
     assert refusal({"config": "c.yaml"}).startswith("c.yaml:3: --cpus-per-trial 'none'")
-    # The command line's own mistake has no line, and what it overrides is no mistake.
+    # A mistake on the command line has no line number. A value in the file that the command line overrides is ignored.
     assert refusal({"config": "c.yaml", "cpus_per_trial": "1", "sampler": "x"}).startswith("--sampler 'x'")
     assert read_config({"config": "c.yaml", "cpus_per_trial": "2"}).cpus_per_trial == 2
     file.write_text("trials: 3\n")
@@ -263,7 +265,7 @@ def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest
     )
 
 
-def test_a_study_in_a_folder_that_was_renamed_is_the_one_in_that_folder(folder: Path) -> None:
+def test_a_study_is_found_after_its_folder_was_renamed_and_moved(folder: Path) -> None:
     config = make_config({"target": 0.9, "study": "before"}).resolved()
     write(prepared(config))
     config.folder.rename(folder / "after")
@@ -302,7 +304,7 @@ def test_a_study_that_is_not_there_is_told_in_one_line(study: str, folder: Path)
     assert "known" in str(caught.value)
 
 
-def test_a_studys_own_file_can_be_wrong_too(folder: Path) -> None:
+def test_a_mistake_in_study_yaml_is_reported_with_its_line(folder: Path) -> None:
     (folder / "studies" / "known").mkdir(parents=True)
     (folder / "studies" / "known" / "study.yaml").write_text("target: 0.9\ntrials: few\n")
     with pytest.raises(UsageError, match=r"study\.yaml:2: --trials 'few'"):
@@ -324,7 +326,7 @@ VALUES = st.recursive(
 
 @given(options=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), VALUES, max_size=4), valid=st.booleans())
 @examples(600)
-def test_any_options_make_a_configuration_or_one_line(options: dict[str, Any], valid: bool) -> None:
+def test_any_options_give_a_configuration_or_an_error_of_one_line(options: dict[str, Any], valid: bool) -> None:
     if valid:
         options = {**options, "target": 0.9}
     try:
@@ -337,7 +339,7 @@ def test_any_options_make_a_configuration_or_one_line(options: dict[str, Any], v
         assert goal is None or goal.lowest >= 0
         assert config.trials >= 1
         assert not isinstance(config.trials, bool)
-        # As it goes into study.yaml and comes back.
+        # The configuration is unchanged after it is written to study.yaml and read.
         assert make_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
         return
     assert len(said.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Where the record is: which URIs are taken, which is meant, and that none is shown with its password."""
+"""The tracking URI: the accepted URIs, the default, and messages without passwords."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tune_sparsity.tuner.errors import redact
         "databricks://profile",
     ],
 )
-def test_accepted_uris(uri: str) -> None:
+def test_uris_of_databases_and_servers_are_accepted(uri: str) -> None:
     check_tracking_uri(uri)
 
 
@@ -37,7 +37,7 @@ def test_refused_uris_are_told_in_one_line(uri: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_uri_is_the_options_or_the_environments_or_a_file_here(
+def test_the_uri_comes_from_the_option_the_environment_or_a_default_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A limit of milliseconds: the curve that makes multiply-adds of it, and the choice among measured networks."""
+"""A latency limit: the curve that converts it into multiply-adds, and the choice among measured networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_between_two_networks_the_milliseconds_are_linear() -> None:
     assert curve.most_macs(6.0) == pytest.approx(3900, abs=1)  # 5.7 ms
 
 
-def test_the_ends_of_a_curve_have_no_margin() -> None:
+def test_no_safety_margin_applies_at_the_measured_ends_of_the_curve() -> None:
     curve = LatencyCurve({1000: 1.0, 3000: 3.0})
     assert curve.most_macs(3.0) == curve.most_macs(100.0) == 3000
     assert curve.most_macs(1.0) == 1000
@@ -37,7 +37,7 @@ def test_a_network_that_was_slower_than_a_larger_one_is_averaged_with_it() -> No
     assert [curve(macs) for macs in (100, 200, 250, 300, 400)] == [1.0, 2.5, 2.5, 2.5, 4.0]
 
 
-def test_a_network_without_smaller_ones_has_a_curve_of_one_point() -> None:
+def test_a_curve_with_one_measured_network_has_one_point() -> None:
     curve = LatencyCurve({100: 2.0})
     assert (curve.most_macs(2.0), curve.most_macs(1.9)) == (100, None)
 
@@ -94,7 +94,7 @@ def chosen(milliseconds: dict[int, float | None]) -> tuple[TrialRecord | None, l
         ({1: 2.1, 2: 1.9}, 2, ["t0001", "t0002"]),
         ({1: 2.1, 2: 2.1, 4: 0.5}, 4, ["t0001", "t0002", "t0004"]),
         ({1: 2.1, 2: 2.1, 4: 2.1, 5: 2.1}, None, ["t0001", "t0002", "t0004", "t0005"]),
-        ({1: None, 2: 1.9}, 2, ["t0001", "t0002"]),  # its network is gone, or fails
+        ({1: None, 2: 1.9}, 2, ["t0001", "t0002"]),  # trial 1 has no network, or its network fails
         ({1: None, 2: None, 4: None, 5: None}, None, ["t0001", "t0002", "t0004", "t0005"]),
     ],
 )

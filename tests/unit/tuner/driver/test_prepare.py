@@ -1,4 +1,4 @@
-"""What is loaded beside what, before a study begins. The mistakes that are told then are in test_usage.py."""
+"""The order in which data and code are loaded before a study begins. Mistakes of users are tested in test_usage.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_sparsity.tuner.driver.prepare import prepare
 from tune_sparsity.tuner.errors import UsageError
 
 
-def test_data_of_our_own_have_loaded_and_their_thread_has_ended_when_a_copy_is_made(tmp_path: Path) -> None:
+def test_built_in_data_are_loaded_and_their_thread_has_ended_before_the_fork(tmp_path: Path) -> None:
     before, alone = threading.active_count(), list[bool]()
 
     def share(is_alone: Callable[[], bool]) -> None:
@@ -28,7 +28,7 @@ def test_data_of_our_own_have_loaded_and_their_thread_has_ended_when_a_copy_is_m
     assert prepared.checksum == find("digits").load(None).checksum()
 
 
-def test_data_that_take_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_slowly_loading_data_ends_after_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_A_WHILE", 0.05)
     data, downloaded = find("digits").load(None), threading.Event()
     loading = module._Loading(lambda: data if downloaded.wait(120) else find("digits").load(None))
@@ -38,7 +38,7 @@ def test_data_that_take_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch)
     assert loading.over()
 
 
-def test_a_users_code_runs_after_a_copy_was_made_and_in_the_main_thread(tmp_path: Path) -> None:
+def test_the_code_of_a_user_runs_after_the_fork_and_in_the_main_thread(tmp_path: Path) -> None:
     source = "import threading\nTHREADS = []\nfrom tune_sparsity.experiments.builtin import digits as ours\n"
     source += "from dataclasses import replace\n"
     source += "def load(folder):\n    THREADS.append(threading.current_thread())\n    return ours.digits.load(folder)\n"

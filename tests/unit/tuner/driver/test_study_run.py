@@ -1,4 +1,4 @@
-"""What the listeners of a running study are told, in which order, and what happens when one of them fails."""
+"""The events that the listeners of a running study get, their order, and the effect of a listener that fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def study_in(folder: Path, listeners: Sequence[Listener] = (), clock: Any = lamb
 
 
 class Notes(Listener):
-    """Notes what it is told, and fails where it is asked to."""
+    """Records its events, and raises an error at the event `fails_at`."""
 
     def __init__(self, name: str, notes: list[tuple[Any, ...]], fails_at: str = "") -> None:
         self._name, self._notes, self._fails_at = name, notes, fails_at
@@ -66,7 +66,7 @@ class Notes(Listener):
         self._note("study ended")
 
 
-def test_listeners_are_told_in_their_order_and_of_the_end_in_the_reverse(tmp_path: Path) -> None:
+def test_listeners_get_events_in_order_and_the_end_of_the_study_in_reverse(tmp_path: Path) -> None:
     notes: list[tuple[Any, ...]] = []
     study = study_in(tmp_path, [Notes("a", notes), Notes("b", notes)])
     with study.lasting():
@@ -92,7 +92,7 @@ def test_listeners_are_told_in_their_order_and_of_the_end_in_the_reverse(tmp_pat
 
 
 @pytest.mark.parametrize("event", ["begun", "epoch", "ended"])
-def test_a_listener_without_room_ends_the_study_and_the_next_is_not_told(event: str, tmp_path: Path) -> None:
+def test_a_full_disk_in_a_listener_ends_the_study_and_skips_later_listeners(event: str, tmp_path: Path) -> None:
     notes: list[tuple[Any, ...]] = []
     study = study_in(tmp_path, [Notes("a", notes), Notes("b", notes, event), Notes("c", notes)])
     stop = StopWhen(None)
@@ -102,7 +102,7 @@ def test_a_listener_without_room_ends_the_study_and_the_next_is_not_told(event: 
         stop.unless_disk_full(study.end, 0, TrialState.COMPLETED)
     assert "No space left" in stop.disk
     assert [name for name, what, *_ in notes if what == event] == ["a", "b"]
-    assert [name for name, what, *_ in notes[-5:-3]] == ["a", "b"]  # nothing is told after it
+    assert [name for name, what, *_ in notes[-5:-3]] == ["a", "b"]  # later listeners get no event
     assert [note for note in notes if note[1] == "study ended"] == [(name, "study ended") for name in "cba"]
 
 
@@ -126,7 +126,7 @@ def test_only_networks_that_would_be_reported_are_kept(tmp_path: Path) -> None:
         assert sorted(weights.iterdir()) == [weights_file(weights, one) for one in kept]
 
 
-def test_tables_are_written_now_and_then(tmp_path: Path) -> None:
+def test_the_tables_are_written_only_after_a_pause_of_some_seconds(tmp_path: Path) -> None:
     now = [0.0]
     study = study_in(tmp_path, [WriteTables(tmp_path / "s", clock=lambda: now[0])], lambda: now[0])
     table = tmp_path / "s" / "trials.csv"
@@ -145,7 +145,7 @@ def test_tables_are_written_now_and_then(tmp_path: Path) -> None:
         ({"patience": 1}, "The search ended after 2 trials: the last 1 brought no gain, and --patience is 1."),
     ],
 )
-def test_the_first_reason_to_end_stays(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_study_keeps_its_first_reason_to_end(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
     study = study_in(tmp_path, **options)
     numbers = [asked.number for asked in (study.ask(), study.ask()) if asked]
     assert len(numbers) == 2

@@ -57,7 +57,7 @@ def ranges(records: list[TrialRecord]) -> tuple[list[float], list[float]]:
     return layout["xaxis"]["range"], layout["yaxis"]["range"]
 
 
-def test_every_group_has_its_trials_in_percent() -> None:
+def test_the_plot_shows_the_trials_of_every_group_in_percent() -> None:
     drawn = {name: list(zip(trace["x"], trace["y"], strict=True)) for name, trace in traces(RECORDS).items()}
     assert drawn == {
         "Pareto front": [pytest.approx((90, 97)), pytest.approx((95, 96))],
@@ -94,7 +94,7 @@ def test_the_hover_label_tells_all_and_escapes_what_users_wrote() -> None:
         assert trace["hovertemplate"] == "%{text}<extra></extra>"
 
 
-def test_a_trial_names_those_that_lie_at_its_point() -> None:
+def test_the_hover_label_names_the_other_trials_at_the_same_point() -> None:
     drawn = traces([*RECORDS, trial(8, 0.90, 0.97), *(trial(n, 0.95, 0.96) for n in range(9, 16))])
     assert [text.count("also here") for text in drawn["Pareto front"]["text"]] == [1, 1]
     assert drawn["Pareto front"]["text"][0].endswith("<br>also here: t0008")
@@ -161,7 +161,7 @@ def test_the_whole_front_is_in_view_however_far_it_reaches() -> None:
     assert bottom < 46
 
 
-def test_it_says_so_where_there_is_nothing_to_see() -> None:
+def test_a_note_says_that_no_trial_has_a_result_or_is_feasible() -> None:
     assert "No trial has a result yet." in notes([])
     assert "No trial has a result yet." in notes([trial(0, None, None, state=TrialState.RUNNING)])
     assert any(note.startswith("No trial is feasible") for note in notes([trial(0, 0.5, 0.9)]))
