@@ -49,7 +49,7 @@ def test_a_point_does_not_depend_on_how_many_are_drawn() -> None:
     assert [point("gmp", index) for index in range(8)] == early
 
 
-def test_a_file_keeps_its_bytes_and_loses_only_a_part_that_was_cut_off(tmp_path: Path) -> None:
+def test_a_table_file_is_only_appended_to_and_a_cut_last_part_is_ignored(tmp_path: Path) -> None:
     table = Table("digits", "lpss", tmp_path)
     assert table.rows() == []
     rows = [replace(ROW, index=index) for index in range(5)]
@@ -67,7 +67,7 @@ def test_a_file_keeps_its_bytes_and_loses_only_a_part_that_was_cut_off(tmp_path:
     assert table.path.read_bytes() == whole
 
 
-def test_what_is_in_the_table_is_not_trained_again(tmp_path: Path) -> None:
+def test_wanted_skips_the_trainings_that_are_in_the_table(tmp_path: Path) -> None:
     table = Table("digits", "lpss", tmp_path)
     todo = list(wanted(table, SEVERAL + 1))
     assert len(todo) == len(set(todo)) == SEVERAL + 1 + 2 * (SEEDS - 1)
@@ -75,7 +75,7 @@ def test_what_is_in_the_table_is_not_trained_again(tmp_path: Path) -> None:
     assert list(wanted(table, SEVERAL + 1)) == todo[4:]
 
 
-def test_a_training_is_the_same_again() -> None:
+def test_a_repeated_training_gives_the_same_row() -> None:
     one, again = (trained("digits", "gmp", "", 1, 0) for _ in range(2))
     assert replace(one, seconds=0.0) == replace(again, seconds=0.0)
     assert len(one.at_target) == 24

@@ -14,7 +14,7 @@ from tune_sparsity.experiments import find
 from tune_sparsity.sparsity.distributions import layer_counts
 
 
-def test_a_study_in_this_process_trains_the_trials_of_a_method() -> None:
+def test_an_in_process_study_trains_all_its_trials_to_the_target_sparsity() -> None:
     experiment = find("digits")
     asked = {"target": 0.9, "trials": 3, "method": "gmp", "scheduler": "none", "space": "gmp+averaged"}
     trials = list(completed(experiment, experiment.load(None), seed=1, epochs=2, **asked))
@@ -23,14 +23,14 @@ def test_a_study_in_this_process_trains_the_trials_of_a_method() -> None:
     assert all(trial.metrics["sparsity"] >= 0.9 and "averaging" in trial.params for trial in trials)
 
 
-def test_each_method_has_a_search_with_each_optimizer_and_the_dense_network_has_no_target() -> None:
+def test_each_method_is_searched_with_sgd_and_adamw_and_dense_only_at_target_0() -> None:
     found = list(cells([OURS, "gmp", DENSE], [0.9, 0.98]))
     assert found == [(OURS, 0.9), ("gmp", 0.9), (OURS, 0.98), ("gmp", 0.98), (DENSE, 0.0)]
     spaces = [job["space"] for job in searches({}, "gmp", 0.9)]
     assert spaces == ["gmp+averaged", "gmp+averaged+adamw"]
 
 
-def test_a_row_has_the_exact_p_of_the_signed_ranks() -> None:
+def test_a_row_has_the_exact_p_value_of_the_signed_rank_test() -> None:
     ours, other = [0.9 + 0.001 * k for k in range(8)], [0.89] * 8  # all eight are better: p is 2 / 2^8
     assert row("gmp", other, ours).endswith("| +1.35 | 0.008 |")
     assert row("gmp", ours, ours).endswith("| +0.00 | 1.000 |")
@@ -38,7 +38,7 @@ def test_a_row_has_the_exact_p_of_the_signed_ranks() -> None:
 
 @settings(deadline=None)
 @given(st.integers(2, 60), st.integers(2, 60), st.floats(0.05, 1.0), st.sampled_from([0.3, 1.0, 2.0]))
-def test_log_normal_fan_ins_have_the_sum_and_the_variation(
+def test_log_normal_fan_ins_have_the_given_sum_and_do_not_exceed_the_inputs(
     neurons: int, inputs: int, part: float, variation: float
 ) -> None:
     total = max(neurons, round(part * neurons * inputs))
@@ -47,12 +47,12 @@ def test_log_normal_fan_ins_have_the_sum_and_the_variation(
     assert 1 <= found[0] <= found[-1] <= inputs
 
 
-def test_far_from_the_ends_the_variation_is_the_one_that_was_asked() -> None:
+def test_fan_ins_far_from_their_limits_have_the_given_relative_deviation() -> None:
     found = torch.tensor(fan_ins(2000, 100_000, 2_000_000, 0.5), dtype=torch.float64)
     assert float(found.std() / found.mean()) == pytest.approx(0.5, abs=0.01)
 
 
-def test_masks_with_log_normal_fan_ins_have_the_layers_numbers_of_weights() -> None:
+def test_masks_with_log_normal_fan_ins_keep_the_weight_count_of_each_layer() -> None:
     weights = [torch.zeros(30, 40), torch.zeros(20, 30), torch.zeros(10, 20)]
     drawn = masks(weights, 0.9, "erk", torch.Generator().manual_seed(0), variation=0.6)
     assert [int(mask.sum()) for mask in drawn] == layer_counts([weight.shape for weight in weights], 0.9, "erk")

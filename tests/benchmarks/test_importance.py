@@ -29,7 +29,7 @@ def uniform(seed: int, count: int = 1 << 14) -> list[dict[str, float]]:
     return [dict(zip(("x1", "x2", "x3"), row, strict=True)) for row in values]
 
 
-def test_the_shares_are_those_of_the_closed_form() -> None:
+def test_the_variance_shares_of_the_parameters_equal_their_closed_form() -> None:
     found, whole = shares(ishigami, uniform(0), uniform(1)), sum(PARTS.values())
     close = {"abs": 0.03}
     assert found.alone == pytest.approx({"x1": PARTS["x1",] / whole, "x2": PARTS["x2",] / whole, "x3": 0}, **close)
@@ -39,7 +39,7 @@ def test_the_shares_are_those_of_the_closed_form() -> None:
     assert found.pairs == pytest.approx(pairs, abs=0.05)
 
 
-def test_holding_a_parameter_at_its_best_value_gains_and_at_another_value_costs() -> None:
+def test_held_is_negative_for_the_best_value_and_positive_for_another_value() -> None:
     points = [{"x": x} for x in np.linspace(0, 1, 640)]
     assert held(lambda some: np.array([point["x"] for point in some]), points, "x", 1.0) < 0
     assert held(lambda some: np.array([point["x"] for point in some]), points, "x", 0.5) == pytest.approx(
@@ -55,7 +55,7 @@ def test_a_branch_has_its_own_parameters() -> None:
     assert ramp.keys() < threshold.keys()
 
 
-def test_a_fixed_parameter_is_not_searched_and_other_branches_are_gone() -> None:
+def test_with_fixed_removes_the_fixed_parameters_and_the_other_branches() -> None:
     space = with_fixed(load_space("lpss", 0.9), ("momentum",), drop="ramp")
     assert space.fixed["drop"] == "ramp"
     assert space.fixed["momentum"] == 0.9

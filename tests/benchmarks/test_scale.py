@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_a_simulated_study_prints_a_row() -> None:
+def test_the_benchmark_prints_a_table_row_for_a_simulated_study() -> None:
     command = [sys.executable, "-m", "benchmarks.scale", "--trials", "20", "--slots", "5", "--epochs", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

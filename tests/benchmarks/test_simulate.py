@@ -50,7 +50,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     studies.best_configuration.cache_clear()
 
 
-def test_the_surrogate_finds_what_the_table_holds() -> None:
+def test_the_surrogate_predicts_the_accuracies_of_the_table() -> None:
     found = studies.surrogate_of("known")
     held = found.held_out()
     assert held.rows == 360
@@ -75,13 +75,13 @@ def test_logarithms_of_errors_and_accuracies_are_inverse() -> None:
     assert accuracies(diverged) == pytest.approx([0.5, 0.1, 0.1])
 
 
-def test_the_highest_accuracy_is_near_the_known_one() -> None:
+def test_the_highest_accuracy_of_the_surrogate_is_near_the_true_optimum() -> None:
     assert studies.highest("known", 0.5) == pytest.approx(BEST, abs=0.004)
     assert studies.highest("known", 0.98) < studies.highest("known", 0.5)
 
 
 @pytest.mark.parametrize("name", ["default", "Ray", "random", "no early stopping", "no priors, no first points"])
-def test_a_simulated_study_has_all_its_trials_and_two_at_a_time(name: str) -> None:
+def test_a_simulated_study_ends_all_its_trials_and_runs_two_at_a_time(name: str) -> None:
     found = simulate.course("known", 0.9, 12, 0, simulate.searches()[name])
     assert found == simulate.course("known", 0.9, 12, 0, simulate.searches()[name])
     assert len(found) == 12
@@ -92,7 +92,7 @@ def test_a_simulated_study_has_all_its_trials_and_two_at_a_time(name: str) -> No
     assert all(one.regret > -0.001 for one in found)
 
 
-def test_a_row_counts_from_one_and_says_what_was_saved() -> None:
+def test_a_row_counts_trials_from_one_and_has_the_share_of_saved_epochs() -> None:
     ended = [simulate.State(regret, 3 * k, 2.0 * k) for k, regret in enumerate([0.03, 0.0005, 0.0], 1)]
     never = [simulate.State(0.5, 3 * k, 2.0 * k) for k in (1, 2, 3)]
     assert list(simulate._row("x", [ended], 18)) == ["x", "2", "0.50", "6"]

@@ -13,7 +13,7 @@ from tune_sparsity.tuner.results.tables import StudySeconds
 MIB = 2**20
 
 
-def test_parts_of_either_side_sum_to_its_wall_clock() -> None:
+def test_the_time_parts_of_each_compared_program_sum_to_its_wall_clock() -> None:
     names = ("data", "forward_backward", "optimizer", "topology", "validation", "setup", "reporting")
     found = {
         "trials": 4,
@@ -38,13 +38,13 @@ def test_parts_of_either_side_sum_to_its_wall_clock() -> None:
     assert "| digits | ours | 351 | 98.00 | 97.00 | never | 5 (5, 5) |" in text
 
 
-def test_memory_that_grows_is_told_from_memory_that_does_not() -> None:
+def test_the_memory_column_shows_whether_memory_grows() -> None:
     assert memory_of([50 * MIB] * 20) == "50 (50, 50)"
     assert memory_of([k * MIB for k in range(1, 101)]) == "100 (30, 90)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_memory_is_that_of_a_process_and_all_it_started() -> None:
+def test_memory_of_tree_counts_a_process_and_its_child_processes() -> None:
     hold = "import sys; held = bytearray(60 << 20); held[::4096] = b'1' * len(held[::4096]); {}; input()"
     inner = (
         f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hold.format('print(1, flush=True)')!r}])"

@@ -15,7 +15,7 @@ def test_the_page_has_the_table_of_the_committed_data() -> None:
     assert "which.png" in page
 
 
-def test_each_kind_was_trained() -> None:
+def test_the_committed_data_have_every_kind_of_network() -> None:
     found = read(DONE)
     assert list(found) == list(KINDS)
     for kind, documents in found.items():
@@ -23,7 +23,7 @@ def test_each_kind_was_trained() -> None:
         assert all([point["label"] for point in document["points"]] == labels for document in documents)
 
 
-def test_both_pictures_show_all_kinds_and_the_legend_says_what_an_operation_is() -> None:
+def test_both_plots_show_all_kinds_of_networks_and_the_legend_their_operations() -> None:
     data = figure(POINTS).data
     for axis, values in (("x", "size"), ("x2", "operations")):
         drawn = {trace.legendgroup: trace for trace in data if trace.xaxis == axis}
@@ -36,14 +36,14 @@ def test_both_pictures_show_all_kinds_and_the_legend_says_what_an_operation_is()
     assert [trace.showlegend for trace in data if trace.xaxis == "x2"] == [False] * len(LOOKS)
 
 
-def test_operations_are_those_that_a_kind_computes() -> None:
+def test_each_kind_of_network_counts_its_own_operations() -> None:
     spiking = {"label": "s", "test": 0.5, "size_bytes": 10, "macs": 100, "syn_ops": 30}
     binary = {"label": "b", "test": 0.25, "size_bytes": 20, "macs": 80, "bit_ops": 50}
     rows = list(points_of({"spiking": [{"points": [spiking]}], "binary": [{"points": [binary]}]}))
     assert rows == [Point("spiking", "s", 50, 50, 50, 10, 30, 0, 1), Point("binary", "b", 25, 25, 25, 20, 80, 50, 1)]
 
 
-def test_a_group_stands_there_that_is_as_good_as_the_best_network() -> None:
+def test_the_point_of_groups_is_the_mean_of_groups_as_good_as_the_best_network() -> None:
     about = {"size_bytes": 100, "test_accuracy": 0.9}
     groups = [{**about, "name": f"group-{n}", "expected_macs": 10.0 * n, "test_accuracy": n / 4} for n in (1, 2, 3)]
     seeds = [

@@ -133,7 +133,7 @@ def test_a_picture_among_the_artifacts_is_rendered_and_not_blank(served: Served,
         pytest.param("pareto.html", 390, marks=pytest.mark.long),
     ],
 )
-def test_a_page_is_rendered_without_asking_any_host(
+def test_each_page_of_a_study_is_rendered_without_network_requests(
     served: Served, opened: Page, name: str, width: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, page = served.folder / name, opened.page

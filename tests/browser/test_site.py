@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [1300, 390])
 @pytest.mark.parametrize("name", ["README", "docs/index", "docs/command", "docs/api", "docs/architecture"])
-def test_a_page_opens_without_asking_any_host_and_fits_the_window(
+def test_each_documentation_page_fits_its_window_and_makes_no_network_requests(
     site: Path, opened: Page, name: str, width: int
 ) -> None:
     page = opened.page

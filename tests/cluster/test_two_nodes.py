@@ -120,9 +120,7 @@ for left in reversed(range(300)):
         server.kill()
 
 
-def test_a_study_on_both_nodes_brings_its_code_and_is_kept_in_an_object_store_alone(
-    nodes: TwoNodes, store: str
-) -> None:
+def test_a_study_on_two_nodes_ships_its_code_and_writes_only_to_an_object_store(nodes: TwoNodes, store: str) -> None:
     """The data count as large: every node loads them itself, from the same path."""
     (nodes.folder / "data").mkdir()
     (nodes.folder / "data" / "there").touch()
@@ -144,7 +142,7 @@ def test_a_study_on_both_nodes_brings_its_code_and_is_kept_in_an_object_store_al
     assert "t0003" in page.read_text()
 
 
-def test_large_data_that_a_node_has_not_are_told(nodes: TwoNodes) -> None:
+def test_large_data_that_are_missing_on_a_node_stop_the_study_with_one_line(nodes: TwoNodes) -> None:
     (nodes.hidden / "data").mkdir()  # the other machine does not see it
     (nodes.hidden / "data" / "there").touch()
     sizes = {"TUNE_SPARSITY_LARGE_DATA": "1000"}
@@ -170,7 +168,7 @@ def test_a_study_runs_through_ray_client(nodes: TwoNodes) -> None:
     assert (nodes.folder / "studies" / "client" / "best" / "model.safetensors").is_file()
 
 
-def test_doctor_finds_both_nodes_well(nodes: TwoNodes) -> None:
+def test_doctor_reports_no_problem_on_two_nodes(nodes: TwoNodes) -> None:
     process = nodes.command("doctor", "--address", ADDRESS, "--storage", nodes.folder / "studies")
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stdout + stderr

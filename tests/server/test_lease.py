@@ -61,7 +61,9 @@ def test_studies_that_begin_at_once_on_two_machines_take_names_of_their_own(
             assert all(STUDY_NAME.fullmatch(name) for name in (one, other))
 
 
-def test_a_driver_that_is_silent_is_followed_and_learns_it(store: S3Prefix, tmp_path: Path, clock: Clock) -> None:
+def test_a_driver_replaces_a_silent_driver_and_the_silent_one_cannot_renew(
+    store: S3Prefix, tmp_path: Path, clock: Clock
+) -> None:
     first, second = Lease(store, tmp_path / "a"), Lease(store, tmp_path / "b")
     first.take()
     before = clock.now
@@ -72,7 +74,7 @@ def test_a_driver_that_is_silent_is_followed_and_learns_it(store: S3Prefix, tmp_
     second.renew()
 
 
-def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(
+def test_a_driver_does_not_wait_for_a_killed_driver_of_the_same_machine(
     store: S3Prefix, tmp_path: Path, clock: Clock
 ) -> None:
     script = "from tune_sparsity.tuner.storage.lease import *; import os; "
@@ -84,14 +86,16 @@ def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(
     assert clock.now == lease._SETTLE
 
 
-def test_a_damaged_mark_is_taken_for_a_driver_that_may_live(store: S3Prefix, tmp_path: Path, clock: Clock) -> None:
+def test_a_damaged_owner_object_counts_as_a_driver_that_may_be_alive(
+    store: S3Prefix, tmp_path: Path, clock: Clock
+) -> None:
     store.write(OWNER, b"not JSON")
     Lease(store, tmp_path).take()
     assert lease.TTL <= clock.now - lease._SETTLE < lease.TTL + lease._LOOK  # take() waited until the lease had expired
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_folder_knows_whether_it_is_the_newest(store: S3Prefix, tmp_path: Path) -> None:
+def test_take_tells_whether_the_store_may_be_newer_than_the_folder(store: S3Prefix, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()

@@ -91,7 +91,7 @@ def check_whole_study(uri: str, run_id: Any) -> None:
     assert [file.path for file in client(uri).list_artifacts(parent.info.run_id)] == ["pareto.csv"]
 
 
-def test_a_server_has_what_a_file_would(server: Server, tmp_path: Path) -> None:
+def test_an_mlflow_server_gets_the_complete_record_of_a_study(server: Server, tmp_path: Path) -> None:
     one = InThread(server.uri, IDENTITY, tmp_path)
     whole_study(one, tmp_path)
     assert one.problems == []
@@ -100,7 +100,7 @@ def test_a_server_has_what_a_file_would(server: Server, tmp_path: Path) -> None:
     assert where.startswith("mlflow-artifacts:")  # the server itself stores the files and hands them out
 
 
-def test_credentials_are_those_in_mlflows_variables(
+def test_the_credentials_come_from_mlflows_environment_variables(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with door(server, "ada", PASSWORD) as uri:
@@ -123,7 +123,7 @@ def test_credentials_are_those_in_mlflows_variables(
             assert PASSWORD not in file.read_text()
 
 
-def test_a_server_that_is_away_for_a_while_loses_nothing(
+def test_a_server_outage_during_a_study_loses_no_record(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = InThread(server.uri, IDENTITY, tmp_path)
@@ -153,7 +153,7 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(
     check_whole_study(server.uri, one.run_id)
 
 
-def test_what_a_server_that_died_did_not_get_is_sent_later(
+def test_send_delivers_the_records_that_a_dead_server_did_not_get(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "digits-90"
@@ -184,7 +184,7 @@ def test_what_a_server_that_died_did_not_get_is_sent_later(
     check_whole_study(other, run_id)
 
 
-def test_a_store_that_came_back_empty_gets_everything(tmp_path: Path) -> None:
+def test_an_empty_store_in_place_of_a_lost_one_gets_the_complete_record(tmp_path: Path) -> None:
     lost, uri = f"sqlite:///{tmp_path}/lost.db", f"sqlite:///{tmp_path}/mlflow.db"
     folder = tmp_path / "digits-90"
     one = InThread(lost, IDENTITY, folder)

@@ -38,7 +38,7 @@ from tune_sparsity.tuner.worker import checkpoints
         ("s3://bucket/a\\b", "letters"),
     ],
 )
-def test_a_wrong_uri_is_one_line_without_secrets(uri: str, said: str) -> None:
+def test_a_wrong_storage_uri_gives_a_one_line_error_without_secrets(uri: str, said: str) -> None:
     with pytest.raises(UsageError, match="--storage") as caught:
         make_config({"target": 0.9, "storage": uri})
     assert said in str(caught.value)
@@ -46,14 +46,14 @@ def test_a_wrong_uri_is_one_line_without_secrets(uri: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_endpoint_with_a_password_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_with_a_password_is_refused_without_printing_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@host")
     with pytest.raises(ValueError, match="AWS_ENDPOINT_URL") as caught:
         parse_store("s3://bucket")
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_uri_is_written_down_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_keeps_a_storage_uri_without_its_endpoint_and_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere:9000")
     config = make_config({"target": 0.9, "storage": "s3://bucket/a/b/", "study": "s"}).resolved()
     assert config.model_dump(mode="json")["storage"] == "s3://bucket/a/b"
@@ -63,7 +63,7 @@ def test_a_uri_is_written_down_as_it_was_given(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../b", "/a", "a/", "a\nb", "a\\b", "", "x" * 201])
-def test_no_name_leads_out_of_the_prefix(name: str) -> None:
+def test_no_object_name_or_study_name_leads_out_of_the_prefix(name: str) -> None:
     store = S3Prefix("bucket", "prefix")
     if name:
         with pytest.raises(ValueError, match="is no name in an object store"):
@@ -73,7 +73,9 @@ def test_no_name_leads_out_of_the_prefix(name: str) -> None:
     assert not name or not belongs(name)
 
 
-def test_working_folders_are_apart_and_below_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_store_and_prefix_has_its_own_working_folder_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     stores = [
         S3Prefix("b"),
@@ -94,7 +96,7 @@ def test_working_folders_are_apart_and_below_the_cache(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("size", [0, 1, 30_000_000])
-def test_what_is_read_is_what_was_written(store: S3Prefix, size: int) -> None:
+def test_an_object_is_read_back_as_it_was_last_written(store: S3Prefix, size: int) -> None:
     content = torch.arange(size, dtype=torch.uint8).numpy().tobytes()
     store.write("a/b", content)
     assert store.read("a/b") == content
@@ -102,7 +104,7 @@ def test_what_is_read_is_what_was_written(store: S3Prefix, size: int) -> None:
     assert store.read("a/b") == b"new"
 
 
-def test_names_are_those_below_the_prefix(store: S3Prefix) -> None:
+def test_names_lists_only_the_objects_below_the_prefix(store: S3Prefix) -> None:
     for name in ("a", "b/c", "b/d/e", ".f/g"):
         store.write(name, b"")
     (store.parent / "beside").write("x", b"")
@@ -132,7 +134,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     s3._client.cache_clear()
 
 
-def test_what_is_wrong_with_a_store_is_told_and_nothing_is_waited_for_long(
+def test_an_unusable_store_gives_its_reason_within_ten_seconds_per_request(
     store: S3Prefix, server: S3Server, patience: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.reach()
@@ -151,7 +153,9 @@ def test_what_is_wrong_with_a_store_is_told_and_nothing_is_waited_for_long(
     assert max(patience) <= 10
 
 
-def test_credentials_that_nobody_made_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_or_missing_credentials_give_an_error_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guarded = S3Server(tmp_path, guarded=True)
     try:
         for name, value in guarded.environment.items():
@@ -173,7 +177,7 @@ def test_credentials_that_nobody_made_are_told(tmp_path: Path, monkeypatch: pyte
 # Checkpoints
 
 
-def test_checkpoints_are_kept_checked_and_swept_in_a_store(store: S3Prefix) -> None:
+def test_a_store_keeps_the_newest_checkpoints_and_damaged_ones_are_removed(store: S3Prefix) -> None:
     def stored(number: int, epoch: int) -> str:
         return checkpoints.write(store, number, epoch, checkpoints.pack({"w": torch.ones(9), "epoch": epoch}))
 
@@ -189,7 +193,7 @@ def test_checkpoints_are_kept_checked_and_swept_in_a_store(store: S3Prefix) -> N
     assert [list(checkpoints.newest(store, 7)), len(list(checkpoints.newest(store, 8)))] == [[], 1]
 
 
-def test_a_checkpoint_that_a_store_does_not_take_ends_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_checkpoint_store_does_not_fail_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     away = S3Prefix("studies", "x", "http://127.0.0.1:9", "us-east-1")
     monkeypatch.setenv(checkpoints.EVERY_VARIABLE, "0")
     writer = checkpoints.Writer(away)

@@ -118,7 +118,7 @@ def ended(bench: Bench) -> Ran:
     return ran
 
 
-def test_a_study_is_in_the_store_as_it_would_be_in_a_folder(bench: Bench, ended: Ran, tmp_path: Path) -> None:
+def test_the_store_has_the_same_study_files_as_a_local_folder(bench: Bench, ended: Ran, tmp_path: Path) -> None:
     study = bench.study("ended")
     files = {"optuna.journal", "result.json", "trials.csv", "pareto.csv", "epochs.csv", "pareto.html", "pictures.html"}
     assert files | {"study.yaml", "best/model.json", "tracking/outbox.jsonl"} <= set(study.names())
@@ -159,7 +159,7 @@ def test_report_compare_and_export_read_from_the_store(
 
 
 @pytest.mark.usefixtures("ended")
-def test_send_takes_the_record_from_the_store_and_notes_there_what_arrived(
+def test_send_reads_the_record_from_the_store_and_writes_sent_json_there(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{bench.cwd}/second.db"
@@ -168,7 +168,7 @@ def test_send_takes_the_record_from_the_store_and_notes_there_what_arrived(
     assert json.loads(bench.study("ended").read("tracking/sent.json"))["uri"] == uri
 
 
-def test_more_trials_from_an_empty_folder_and_none_twice(bench: Bench, ended: Ran) -> None:
+def test_resume_in_an_empty_folder_adds_trials_and_repeats_none(bench: Bench, ended: Ran) -> None:
     shutil.rmtree(bench.cwd / "cache", ignore_errors=True)
     resumed = bench.run("resume", "ended", "--storage", STORAGE, "--trials", "6", "--json")
     assert resumed.code == 0, resumed.stderr
@@ -177,7 +177,7 @@ def test_more_trials_from_an_empty_folder_and_none_twice(bench: Bench, ended: Ra
     assert [row.split(",")[0] for row in rows] == [str(number) for number in range(6)]
 
 
-def test_a_killed_study_goes_on_from_the_store_alone(bench: Bench) -> None:
+def test_a_killed_study_resumes_with_only_the_files_of_the_store(bench: Bench) -> None:
     study = bench.study("killed")
     process = bench.start(*bench.options("killed", 3, "slowly"), "--scheduler", "none", "--concurrency", "1")
     end = time.monotonic() + 200
@@ -214,7 +214,7 @@ def finished(study: S3Prefix, file: Path) -> dict[int, list[float]]:
 
 
 @pytest.mark.long
-def test_a_store_that_goes_away_does_not_stop_the_study(bench: Bench) -> None:
+def test_a_store_that_becomes_unreachable_does_not_stop_the_study(bench: Bench) -> None:
     own = S3Server(bench.cwd)
     try:
         lonely = Bench(own, bench.cwd)
@@ -252,7 +252,7 @@ WRONG = {
 
 @pytest.mark.usefixtures("ended")
 @pytest.mark.parametrize("case", WRONG)
-def test_a_mistake_is_one_line_and_nothing_is_written(
+def test_a_mistake_in_a_command_prints_one_line_and_writes_nothing(
     case: str, bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, environment, said = WRONG[case]
@@ -267,7 +267,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert parse_store("s3://studies").names() == there
 
 
-def test_doctor_looks_at_the_store(
+def test_doctor_reports_whether_the_store_is_reachable(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     well = bench.tell(capsys, "doctor", "--storage", STORAGE)

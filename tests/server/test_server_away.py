@@ -77,7 +77,7 @@ def check_all_there(uri: str, study: str, trials: int) -> None:
 
 
 @pytest.mark.long
-def test_a_server_that_is_killed_for_a_while_in_mid_study_has_everything_in_the_end(
+def test_a_server_that_restarts_during_a_study_ends_with_the_complete_record(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = study("away", 24)
@@ -102,7 +102,7 @@ def test_a_server_that_is_killed_for_a_while_in_mid_study_has_everything_in_the_
     check_all_there(server.uri, "away", 24)
 
 
-def test_a_server_that_never_comes_back_costs_no_trial_and_the_record_follows_with_resume(
+def test_a_server_outage_fails_no_trial_and_resume_sends_the_missing_record(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     name = "gone"
@@ -120,7 +120,7 @@ def test_a_server_that_never_comes_back_costs_no_trial_and_the_record_follows_wi
     check_all_there(server.uri, name, 8)
 
 
-def test_a_command_that_is_killed_and_resumed_has_a_run_a_trial_and_none_running(
+def test_a_killed_and_resumed_study_has_one_finished_run_for_each_trial(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = study("killed", 6)

@@ -55,7 +55,9 @@ def folder(tmp_path: Path) -> Path:
     return study
 
 
-def test_what_arrives_can_be_resumed_at_every_moment(watched: Watched, folder: Path, tmp_path: Path) -> None:
+def test_the_upload_order_leaves_a_resumable_study_at_every_moment(
+    watched: Watched, folder: Path, tmp_path: Path
+) -> None:
     copy = Mirror(watched, folder, Lease(watched, folder))
     assert copy.round()
     order = watched.told.copy()
@@ -76,7 +78,7 @@ def test_what_arrives_can_be_resumed_at_every_moment(watched: Watched, folder: P
     assert not {name for name in found if "ray" in name or "tmp" in name or "outside" in name}
 
 
-def test_the_journal_waits_for_networks_that_were_removed_meanwhile(
+def test_the_journal_is_uploaded_later_if_a_network_file_is_removed_meanwhile(
     watched: Watched, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Mirror(watched, folder, Lease(watched, folder))
@@ -94,7 +96,7 @@ def test_the_journal_waits_for_networks_that_were_removed_meanwhile(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_store_that_is_away_is_tried_again_and_what_is_missing_is_told(
+def test_failed_uploads_are_repeated_and_the_files_not_sent_are_counted(
     watched: Watched, server: S3Server, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name, value in (

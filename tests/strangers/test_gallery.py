@@ -75,7 +75,7 @@ def frozen(model: nn.Module, sparse: SparseTraining) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", EACH_METHOD)
 @pytest.mark.parametrize("name", EACH_NETWORK)
-def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None:
+def test_a_network_is_trained_resumed_and_saved_with_exact_zeros(name: str, method: str, tmp_path: Path) -> None:
     stranger = NETWORKS[name]
     model, sparse = start(stranger, method)
     before = frozen(model, sparse)
@@ -112,7 +112,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", EACH_NETWORK)
-def test_every_row_on_the_sphere_has_norm_1_times_its_gain(name: str) -> None:
+def test_every_weight_row_on_the_lp_sphere_has_its_gain_as_lp_norm(name: str) -> None:
     stranger = NETWORKS[name]
     model, sparse = start(stranger, "lpss", final_sparsity=0.0, initial_sparsity=0.0)
     train(stranger, model, sparse, 2)
@@ -131,7 +131,7 @@ def test_every_row_on_the_sphere_has_norm_1_times_its_gain(name: str) -> None:
 
 @pytest.mark.parametrize("method", EACH_METHOD)
 @pytest.mark.parametrize("name", EACH_NETWORK)
-def test_a_network_computes_what_it_did_before_any_mask(name: str, method: str) -> None:
+def test_a_method_at_sparsity_0_does_not_change_the_outputs_of_a_network(name: str, method: str) -> None:
     stranger = NETWORKS[name]
     torch.manual_seed(0)
     given = stranger.make()
@@ -150,7 +150,7 @@ def test_a_network_computes_what_it_did_before_any_mask(name: str, method: str) 
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_products_over_sparse_matrices_are_made_where_they_can_be(name: str) -> None:
+def test_only_linear_and_ungrouped_conv_layers_get_sparse_matrix_products(name: str) -> None:
     stranger = STRANGERS[name]
     model = unwrapped(stranger.make())
     prunable = {layer.name for layer in prunable_layers(model, stranger.rules)}
@@ -168,7 +168,7 @@ TIMED = {
 
 
 @pytest.mark.parametrize("name", TIMED)
-def test_networks_over_sparse_matrices_are_timed(name: str) -> None:
+def test_networks_with_sparse_matrix_products_are_timed(name: str) -> None:
     stranger = STRANGERS[name]
     model = unwrapped(stranger.make())
 
@@ -193,7 +193,7 @@ def is_plain(model: nn.Module, name: str) -> bool:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["U-Net", "GPT-2-like", "GRU"])
-def test_onnx_files_compute_the_same(name: str, tmp_path: Path) -> None:
+def test_an_onnx_file_computes_the_outputs_of_its_network(name: str, tmp_path: Path) -> None:
     stranger = STRANGERS[name]
     model, sparse = start(stranger, "lpss")
     train(stranger, model, sparse, STEPS)

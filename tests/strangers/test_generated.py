@@ -60,7 +60,7 @@ def learns_by_itself(plan: Plan) -> bool:
 @pytest.mark.long
 @settings(examples(2), suppress_health_check=list(HealthCheck))
 @given(plan=plans())
-def test_the_onnx_file_of_a_generated_network_computes_the_same(plan: Plan) -> None:
+def test_the_onnx_file_of_a_generated_network_computes_its_outputs(plan: Plan) -> None:
     assume(learns_by_itself(plan))
     torch.manual_seed(0)
     network, x = plan.make().eval(), plan.batch(EXAMPLES, 0)
@@ -84,7 +84,7 @@ def test_the_onnx_file_of_a_generated_network_computes_the_same(plan: Plan) -> N
 
 
 @pytest.mark.slow
-def test_a_network_that_onnxruntime_has_no_operations_for_does_not_end_the_process(tmp_path: Path) -> None:
+def test_a_network_that_onnxruntime_cannot_run_raises_and_does_not_crash(tmp_path: Path) -> None:
     attention = Part("attention", "in float64", 1, "no norm")
     linear = Part("linear", "in float64", 1, "batch norm")
     plan = Plan((attention, linear, attention, attention), front="tokens", dtype=torch.bfloat16)
@@ -112,7 +112,7 @@ def methods(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 @settings(examples(20), suppress_health_check=list(HealthCheck))
 @given(plan=plans(), method=methods())
-def test_a_generated_network_goes_the_whole_way(plan: Plan, method: tuple[str, dict[str, Any]]) -> None:
+def test_a_generated_network_passes_all_steps_of_a_trial(plan: Plan, method: tuple[str, dict[str, Any]]) -> None:
     assume(learns_by_itself(plan))
     with tempfile.TemporaryDirectory() as folder:
         training = go_the_whole_way(experiment(plan), *method, Path(folder))

@@ -16,7 +16,7 @@ from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 @pytest.mark.parametrize("method", EACH_METHOD)
 @pytest.mark.parametrize("name", PEOPLE)
-def test_an_unusual_network_goes_the_whole_way(name: str, method: str, tmp_path: Path) -> None:
+def test_an_unusual_network_passes_all_steps_of_a_trial(name: str, method: str, tmp_path: Path) -> None:
     stranger = PEOPLE[name]
     x = stranger.batch()
 

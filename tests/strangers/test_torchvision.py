@@ -18,7 +18,7 @@ A_DOZEN = (
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in A_DOZEN else pytest.mark.long) for name in networks()]
 )
-def test_the_matrices_of_a_network_are_prunable_or_named(name: str) -> None:
+def test_a_network_has_the_documented_share_of_prunable_weights(name: str) -> None:
     found = coverage(name)
     assert found.share >= 0.985
     assert found.share >= 0.99 or all("relative_position_bias_table" in what for what in found.dense)

@@ -41,7 +41,9 @@ parameters:
 """
 
 
-def test_every_pruned_network_fits(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_pruned_network_fits_into_max_bytes(
+    experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     storage = tmp_path / "studies"
     options = {"experiment": f"{experiment_file}:steady", "method": METHODS, "scheduler": "none"}
     folder = run_in_process(storage, "small", max_bytes=MOST, trials=14, **options)
@@ -63,7 +65,7 @@ def test_every_pruned_network_fits(experiment_file: Path, tmp_path: Path, capsys
     assert all(np.array_equal(packed[name], stored[name]) for name in packed)
 
 
-def test_weights_of_few_bits_are_exported_as_what_they_are(
+def test_weights_of_few_bits_are_exported_as_codes_and_scales(
     experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage, space = tmp_path / "studies", tmp_path / "few.yaml"
@@ -89,7 +91,9 @@ def test_weights_of_few_bits_are_exported_as_what_they_are(
 
 
 @pytest.mark.parametrize(("name", "bits"), [("bfloat16", {""}), ("float64", {"4"})])
-def test_weights_that_hold_no_products_keep_their_bits(name: str, bits: set[str], tmp_path: Path) -> None:
+def test_few_bits_are_used_for_float64_weights_and_not_for_bfloat16_weights(
+    name: str, bits: set[str], tmp_path: Path
+) -> None:
     (tmp_path / "strange.py").write_text(EXPERIMENTS)
     options = {"experiment": f"{tmp_path / 'strange.py'}:{name}", "method": "gmp", "trials": 2, "epochs": 4}
     folder = run_in_process(tmp_path / "studies", name, max_bytes=600, scheduler="none", **options)
@@ -99,7 +103,7 @@ def test_weights_that_hold_no_products_keep_their_bits(name: str, bits: set[str]
     assert all(int(row["size_bytes"]) <= 600 for row in rows)
 
 
-def test_a_very_small_file_has_a_narrower_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_for_very_few_bytes_are_narrower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage, options = tmp_path / "studies", {"experiment": "digits", "method": "lpss,gmp", "scheduler": "none"}
     folder = run_in_process(storage, "narrow", max_bytes=1500, trials=6, epochs=8, **options)
     rows = trials_of(folder)
@@ -125,7 +129,7 @@ parameters:
 """
 
 
-def test_a_space_with_a_width_knows_how_many_weights_fit(tmp_path: Path) -> None:
+def test_a_width_in_the_space_lets_more_weights_fit_into_max_bytes(tmp_path: Path) -> None:
     (space := tmp_path / "narrow.yaml").write_text(WIDTHS)
     options = {"experiment": "digits", "method": "gmp", "space": str(space), "scheduler": "none"}
     folder = run_in_process(tmp_path / "studies", "own", max_bytes=1500, trials=3, epochs=1, **options)
@@ -150,7 +154,7 @@ def test_a_space_with_a_width_needs_neurons_to_remove(
     assert not storage.exists()
 
 
-def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_dense_network_above_max_bytes_is_trained_but_not_chosen(experiment_file: Path, tmp_path: Path) -> None:
     options = {"experiment": f"{experiment_file}:steady", "scheduler": "none", "trials": 4, "epochs": 2}
     folder = run_in_process(tmp_path / "studies", "both", max_bytes=MOST, method="dense,gmp", **options)
     sizes = [(row["method"], row["weight_bits"], int(row["size_bytes"])) for row in trials_of(folder)]
@@ -160,7 +164,7 @@ def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path)
     assert json.loads((folder / "result.json").read_text())["best"]["method"] == "gmp"
 
 
-def test_sizes_are_told_after_the_epochs_whose_mask_is_fixed(experiment_file: Path, tmp_path: Path) -> None:
+def test_epochs_csv_has_network_sizes_only_for_epochs_with_a_fixed_mask(experiment_file: Path, tmp_path: Path) -> None:
     options = {"experiment": f"{experiment_file}:steady", "method": "gmp,static", "trials": 2, "scheduler": "none"}
     folder = run_in_process(tmp_path / "studies", "epochs", target=0.8, epochs=5, **options)
     header, *lines = (folder / "epochs.csv").read_text().splitlines()

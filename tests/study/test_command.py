@@ -22,7 +22,7 @@ STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
 @pytest.mark.slow
-def test_states_agree_in_the_table_in_optuna_and_in_mlflow(nan_study: Ran) -> None:
+def test_trial_states_agree_in_trials_csv_optuna_and_mlflow(nan_study: Ran) -> None:
     assert nan_study.code == 0, nan_study.stderr
     study = nan_study.cwd / "studies" / "nan"
     states = {int(row["number"]): row["state"] for row in trials_of(study)}
@@ -42,7 +42,7 @@ def test_states_agree_in_the_table_in_optuna_and_in_mlflow(nan_study: Ran) -> No
 
 
 @pytest.mark.slow
-def test_a_diverging_trial_says_why_and_a_stopped_one_is_no_result(nan_study: Ran) -> None:
+def test_a_diverged_trial_has_its_reason_and_a_pruned_trial_has_no_result(nan_study: Ran) -> None:
     rows = trials_of(nan_study.cwd / "studies" / "nan")
     failed = [row for row in rows if row["state"] == "failed"]
     assert all("NotFinite" in row["reason"] and "nan" in row["reason"] for row in failed)
@@ -81,7 +81,7 @@ def test_metrics_of_every_epoch_are_in_mlflow(nan_study: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_the_default_study_meets_its_target_in_the_file_itself(digits_study: Ran) -> None:
+def test_the_best_network_file_of_the_default_study_meets_the_target(digits_study: Ran) -> None:
     assert digits_study.code == 0, digits_study.stderr
     result = digits_study.result()
     folder = digits_study.cwd / "studies" / "default"
@@ -123,7 +123,7 @@ def test_the_default_study_is_accurate_on_the_test_split(digits_study: Ran) -> N
 
 
 @pytest.mark.slow
-def test_the_default_study_writes_what_the_contract_names(digits_study: Ran) -> None:
+def test_the_default_study_writes_exactly_the_documented_files(digits_study: Ran) -> None:
     folder = digits_study.cwd / "studies" / "default"
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -163,7 +163,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_a_time_budget_ends_the_study_with_what_there_is(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_time_budget_ends_the_study_with_the_results_so_far(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "100000"]
     command = [sys.executable, "-c", BUDGET, *arguments, "--time-budget", "1h", "--study", "short", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
@@ -187,7 +187,7 @@ def test_after_a_budget_that_was_too_short_the_advice_is_a_longer_one(experiment
 
 
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.95, 0.98])
-def test_other_targets_are_met_exactly_too(target: float, tmp_path: Path) -> None:
+def test_each_target_is_met_to_within_one_weight(target: float, tmp_path: Path) -> None:
     folder = run_in_process(tmp_path / "studies", "s", target=target, trials=2, epochs=2, scheduler="none")
     for row in trials_of(folder):
         zeros = 50200 - int(row["nonzero_weights"])
@@ -196,7 +196,7 @@ def test_other_targets_are_met_exactly_too(target: float, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_several_methods_share_a_study_and_final_seeds_say_which_wins(tmp_path: Path) -> None:
+def test_a_study_of_several_methods_ranks_them_by_their_final_seeds(tmp_path: Path) -> None:
     arguments = ["--target", "0.9", "--method", "lpss,rigl,gmp", "--trials", "9", "--epochs", "4"]
     ran = run_command(
         [*arguments, "--scheduler", "none", "--final-seeds", "2", "--study", "several", "--json"], tmp_path

@@ -66,7 +66,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.parametrize("begun", ["ahead", pytest.param("late", marks=pytest.mark.long)])
-def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> None:
+def test_a_private_ray_has_few_processes_and_its_workers_share_loaded_modules(begun: str) -> None:
     command = [sys.executable, "-c", SCRIPT, begun]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -120,14 +120,14 @@ print(node.returncode)
 
 
 @pytest.mark.slow
-def test_what_turns_out_not_to_be_needed_ends_at_once() -> None:
+def test_a_ray_that_was_started_early_and_is_not_needed_is_killed_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     # A process that starts Ray reads a request to end only when Ray has started, so it is killed instead.
     assert int(done.stdout) == -signal.SIGKILL
 
 
-def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_raises_an_error_if_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with PrivateRay(make_config({"target": 0.9}).resolved()) as ray:
         ray.begin()
@@ -193,7 +193,7 @@ with connection.connection(make_config({"target": 0.9, "concurrency": 1}).resolv
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "code", "said"), [("deaf", 7, "died"), ("listening", 0, "ended")])
-def test_a_driver_that_waits_for_a_dead_ray_is_told_too(how: str, code: int, said: str) -> None:
+def test_a_driver_that_is_blocked_by_a_dead_ray_is_ended(how: str, code: int, said: str) -> None:
     command = [sys.executable, "-c", WAITING, how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout.split()) == (code, [said]), done.stderr
@@ -226,7 +226,7 @@ os._exit(0)
 
 
 @pytest.mark.slow
-def test_an_interrupt_waits_until_ray_is_left() -> None:
+def test_an_interrupt_is_raised_only_after_ray_is_disconnected() -> None:
     done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["interrupted", "False", "ended"]), done.stderr
 
@@ -244,11 +244,11 @@ def test_an_interrupt_waits_until_ray_is_left() -> None:
         ({"gpus_per_trial": 1}, False),
     ],
 )
-def test_what_is_needed_is_started_ahead_where_little_can_be_wrong_any_more(more: dict[str, Any], ahead: bool) -> None:
+def test_ray_may_start_early_only_if_no_later_check_can_refuse_the_options(more: dict[str, Any], ahead: bool) -> None:
     assert is_sound(make_config({"target": 0.9, **more}).resolved()) is ahead
 
 
-def test_a_cluster_is_joined_by_who_waits() -> None:
+def test_an_address_gives_a_connection_to_a_running_cluster() -> None:
     assert isinstance(
         connection(make_config({"target": 0.9, "address": "auto"}).resolved(), ahead=True), RunningCluster
     )

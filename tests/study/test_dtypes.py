@@ -59,7 +59,7 @@ def test_a_study_ends_with_all_its_files_and_exports(
         assert line.startswith("tune-sparsity: the onnx file cannot be used: ")
 
 
-def test_arrays_keep_their_numbers() -> None:
+def test_as_array_keeps_the_values_of_each_dtype() -> None:
     from tune_sparsity.tuner.system.arrays import as_array
 
     for dtype in (torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool):

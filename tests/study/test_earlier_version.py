@@ -33,7 +33,7 @@ assert not [file for file, found in names.items() if file and "/experiments/" in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", [False, True], ids=["elsewhere", "in the checkout"])
-def test_a_logged_model_is_loaded(inside: bool, tmp_path: Path) -> None:
+def test_mlflow_loads_a_model_that_an_earlier_version_logged(inside: bool, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     x = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
@@ -49,7 +49,9 @@ def test_a_logged_model_is_loaded(inside: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_and_is_reported_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_of_an_earlier_version_is_resumed_reported_and_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = tmp_path / "studies" / "cut"
     shutil.copytree(STUDY, study)
     for path in (study / "study.yaml", study / "tracking" / "outbox.jsonl", study / "tracking" / "sent.json"):

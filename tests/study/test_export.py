@@ -69,7 +69,7 @@ def run(storage: Path, study: str, *more: str) -> int:
 
 @pytest.mark.parametrize("study", ["images", "gains"])
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "csr", "onnx"])
-def test_every_format_is_the_network_and_no_larger_than_without_zeros(
+def test_every_format_stores_the_network_in_no_more_bytes_than_a_dense_one(
     storage: Path, study: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kind == "onnx":
@@ -105,7 +105,7 @@ def test_the_gains_are_folded_into_ordinary_layers(storage: Path) -> None:
     assert names == {"1.weight", "1.bias", "3.weight", "3.bias"}
 
 
-def test_another_program_runs_the_onnx_file_on_raw_inputs_of_any_number(storage: Path, tmp_path: Path) -> None:
+def test_onnxruntime_runs_the_onnx_file_on_any_number_of_raw_inputs(storage: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     from tune_sparsity.experiments import find
@@ -148,7 +148,7 @@ def test_an_onnx_file_says_nothing_of_the_machine_that_wrote_it(storage: Path, t
     assert not any(part.metadata_props or part.doc_string for part in parts)
 
 
-def test_notes_are_cleared_in_functions_and_in_graphs_within_nodes() -> None:
+def test_onnx_doc_strings_and_metadata_are_cleared_in_functions_and_subgraphs() -> None:
     onnx = pytest.importorskip("onnx")
     from onnx import helper
 
@@ -169,7 +169,7 @@ def test_notes_are_cleared_in_functions_and_in_graphs_within_nodes() -> None:
     assert model.functions[0].node[0].op_type == "Identity"
 
 
-def test_the_default_place_is_in_the_studys_folder_and_readable_by_a_group(
+def test_the_default_export_file_is_in_the_studys_folder_with_the_usual_mode(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(storage, "images", "--format", "safetensors") == 0
@@ -191,7 +191,7 @@ def test_the_default_place_is_in_the_studys_folder_and_readable_by_a_group(
         (["images", "--format", "csr", "--out", "/proc/nowhere/net"], ["--out", "cannot be written"]),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_in_an_export_command_prints_one_line(
     storage: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", *arguments, "--storage", str(storage)]) == 2
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line(
     assert all(word in said.err for word in words)
 
 
-def test_a_study_that_has_not_ended_is_told_so(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_of_a_study_that_has_not_ended_is_refused(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = storage / "gains" / "result.json"
     text = result.read_text()
     result.unlink()
@@ -212,7 +212,7 @@ def test_a_study_that_has_not_ended_is_told_so(storage: Path, capsys: pytest.Cap
     assert "has not ended" in capsys.readouterr().err
 
 
-def test_a_network_that_is_not_the_one_reported_is_not_exported(
+def test_a_network_without_its_reported_accuracy_is_not_exported(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = storage / "gains" / "best" / "model.safetensors"
@@ -229,7 +229,7 @@ def test_a_network_that_is_not_the_one_reported_is_not_exported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_computes_something_else_is_removed(
+def test_an_export_file_with_other_outputs_than_the_network_is_removed(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tune_sparsity.tuner.results.export_formats as formats
@@ -245,7 +245,7 @@ def test_a_file_that_computes_something_else_is_removed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_needs_onnx_only_for_onnx(storage: Path, tmp_path: Path) -> None:
+def test_export_to_onnx_without_its_packages_says_how_to_install_them(storage: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript')));"
         "from tune_sparsity.tuner.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -258,7 +258,7 @@ def test_export_needs_onnx_only_for_onnx(storage: Path, tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 6), st.sampled_from([1, 3, 255, 256, 257, 300]), st.floats(0, 1), st.integers(0, 2**31 - 1))
-def test_csr_reads_back_what_was_written(rows: int, columns: int, density: float, seed: int) -> None:
+def test_a_csr_file_is_read_back_with_equal_tensors(rows: int, columns: int, density: float, seed: int) -> None:
     import tempfile
 
     generator = torch.Generator().manual_seed(seed)
@@ -275,7 +275,7 @@ def test_csr_reads_back_what_was_written(rows: int, columns: int, density: float
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
-def test_sizes_are_those_of_the_stored_numbers_without_overhead() -> None:
+def test_format_sizes_count_the_stored_numbers_without_file_overhead() -> None:
     weight = torch.zeros(10, 40)
     weight[:, 3] = torch.arange(10) + 1.5
     tensors = {"w": weight, "bias": torch.ones(10)}
@@ -290,7 +290,7 @@ def test_sizes_are_those_of_the_stored_numbers_without_overhead() -> None:
         assert found["zip"] == pytest.approx(file.getinfo("x").compress_size, abs=16)
 
 
-def test_a_form_that_would_grow_counts_dense() -> None:
+def test_a_format_that_is_larger_than_dense_storage_counts_the_dense_size() -> None:
     tensors = {"w": torch.randn(30, 30)}
     found = sizes(tensors, {"w"})
     assert found["dense"] == found["bitmask_and_values"] == found["csr"] == 3600

@@ -106,7 +106,7 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_worker_has_what_was_loaded_and_is_a_process_of_its_own(server: dict[str, str], script: Path) -> None:
+def test_a_forked_worker_has_the_loaded_modules_and_its_own_process_state(server: dict[str, str], script: Path) -> None:
     first, second = workers(script, server, 2, MINE="é")
     assert first["had"] == {"torch": True, "ray": True, "tune_sparsity.tuner.worker.trainable": True}
     assert first["parent"] == second["parent"]
@@ -121,20 +121,24 @@ def test_a_worker_has_what_was_loaded_and_is_a_process_of_its_own(server: dict[s
 
 
 @pytest.mark.slow
-def test_a_worker_for_a_jobs_work_is_one_for_any(server: dict[str, str], script: Path) -> None:
+def test_a_worker_that_ray_starts_for_one_job_is_forked_without_a_job_id(server: dict[str, str], script: Path) -> None:
     (worker,) = workers(script, server, RAY_JOB_ID="01000000")
     assert worker["had"]["ray"]
     assert worker["variables"]["RAY_JOB_ID"] == "ffffffff"
 
 
 @pytest.mark.slow
-def test_another_environment_of_rays_is_left_to_ray(server: dict[str, str], script: Path) -> None:
+def test_ray_starts_workers_whose_ray_variables_differ_from_the_fork_server(
+    server: dict[str, str], script: Path
+) -> None:
     assert workers(script, server)[0]["nice"] == os.getpriority(os.PRIO_PROCESS, 0) + 7
     assert workers(script, server, RAY_SOMETHING="1") == ["as Ray does"]
 
 
 @pytest.mark.parametrize("option", ["--language=JAVA", '--serialized-runtime-env-context={"env_vars": {"A": "1"}}'])
-def test_another_kind_of_worker_is_left_to_ray(option: str, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_starts_workers_of_other_languages_or_runtime_environments(
+    option: str, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     became: list[list[str]] = []
     monkeypatch.setattr(fork_client, "ask", lambda *args: pytest.fail("asked"))
     monkeypatch.setattr(os, "execv", lambda path, arguments: became.append(arguments))
@@ -143,7 +147,7 @@ def test_another_kind_of_worker_is_left_to_ray(option: str, script: Path, monkey
     assert became == [[sys.executable, str(script.parent / "setup_worker.py"), option, str(script), "--node-id=7"]]
 
 
-def test_without_a_server_workers_start_as_ray_starts_them(script: Path) -> None:
+def test_ray_starts_the_workers_if_there_is_no_fork_server(script: Path) -> None:
     assert workers(script, {}) == ["as Ray does"]
     assert workers(script, {SERVER: str(script.parent / "nobody")}) == ["as Ray does"]
 
@@ -164,7 +168,7 @@ def test_ray_starts_the_worker_if_the_fork_server_dies_during_a_request(script: 
 
 
 @pytest.mark.slow
-def test_it_survives_whoever_leaves_without_having_asked(server: dict[str, str], script: Path) -> None:
+def test_the_fork_server_survives_clients_that_send_no_valid_request(server: dict[str, str], script: Path) -> None:
     for message in (b"", b" ", b" no json", b"[]"):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(server[SERVER])
@@ -176,7 +180,7 @@ def test_it_survives_whoever_leaves_without_having_asked(server: dict[str, str],
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
-def test_it_leaves_nothing_behind_and_dies_with_its_original(killed: bool) -> None:
+def test_the_fork_server_ends_with_its_parent_and_removes_its_folder(killed: bool) -> None:
     with serving() as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip()).parent
@@ -195,7 +199,7 @@ def test_it_leaves_nothing_behind_and_dies_with_its_original(killed: bool) -> No
     assert not copy.is_running()
 
 
-def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> None:
+def test_a_process_that_has_loaded_ray_starts_no_fork_server(tmp_path: Path) -> None:
     code = "import ray; from tune_sparsity.tuner.cluster.fork_server import ForkServer\n"
     code += "with ForkServer() as s: s.fork(bool); print(s.variables)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -212,7 +216,7 @@ def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> 
         ("os.fork = refuse; server.fork(lambda: True)", "BlockingIOError: [Errno 11] no more processes"),
     ],
 )
-def test_who_waits_is_refused_and_told_why_where_no_copy_can_work(fork: str, why: str, script: Path) -> None:
+def test_ray_starts_the_workers_if_a_fork_is_refused_and_the_reason_is_kept(fork: str, why: str, script: Path) -> None:
     code = REFUSING + SERVING.replace("server.fork(lambda: True)", fork).replace('"forked"', "server.refused")
     assert fork in code
     with serving(code) as process:
@@ -223,7 +227,7 @@ def test_who_waits_is_refused_and_told_why_where_no_copy_can_work(fork: str, why
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_a_copy_is_made_where_it_is_waited_for(leaves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fork_server_forks_only_for_clients_that_still_wait(leaves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     forked: list[int] = []
     monkeypatch.setattr(os, "fork", lambda: forked.append(1) or 1)
     with socket.socket(socket.AF_UNIX) as listener:

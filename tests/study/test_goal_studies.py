@@ -44,7 +44,9 @@ def test_layers_that_an_experiment_keeps_dense_are_neither_pruned_nor_counted(
 
 
 @pytest.mark.slow
-def test_several_targets_in_one_study_and_its_resume(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_study_of_several_targets_saves_the_best_network_of_each_target(
+    experiment_file: Path, tmp_path: Path
+) -> None:
     arguments = ["--target", "0.9,0.5,0.75", *own(experiment_file), "--trials", "9", "--study", "several"]
     ran = run_command(arguments, tmp_path)
     assert ran.code == 0, ran.stderr
@@ -79,7 +81,9 @@ def test_several_targets_in_one_study_and_its_resume(experiment_file: Path, tmp_
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_front_ends_when_patience_does_and_goes_on_with_more(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_front_study_ends_at_its_patience_and_resumes_with_a_larger_patience(
+    experiment_file: Path, tmp_path: Path
+) -> None:
     arguments = ["--front", "0.5:0.95", *own(experiment_file), "--trials", "500", "--patience", "4", "--study", "front"]
     ran = run_command([*arguments, "--concurrency", "1"], tmp_path)
     assert ran.code == 0, ran.stderr
@@ -143,7 +147,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     [pytest.param(["--target", "0.8"], marks=pytest.mark.long), ["--front", "0.5:0.9"]],
     ids=["target", "front"],
 )
-def test_the_same_seed_one_at_a_time_gives_the_same_files(
+def test_two_studies_with_the_same_seed_and_concurrency_1_write_equal_files(
     goal: list[str], experiment_file: Path, tmp_path: Path
 ) -> None:
     """The second study has all its options from the file of the first."""

@@ -23,7 +23,7 @@ def strange(tmp_path: Path) -> Path:
     return file
 
 
-def test_what_failed_after_the_search_is_done_when_it_is_mended(strange: Path, tmp_path: Path) -> None:
+def test_resume_repeats_the_steps_that_failed_after_the_search(strange: Path, tmp_path: Path) -> None:
     """The network fails on the test data, and cannot be logged as a model."""
     study = ["--study", "late", "--experiment", f"{strange}:test_and_pair", "--target", "0.5", "--trials", "2"]
     ran = run_command([*study, "--scheduler", "none", "--final-seeds", "1", "--json"], tmp_path)
@@ -60,7 +60,7 @@ def test_what_failed_after_the_search_is_done_when_it_is_mended(strange: Path, t
     assert [model.status for model in client.search_logged_models([experiment])] == ["READY"]
 
 
-def test_an_export_that_cannot_be_timed_is_a_file_all_the_same(
+def test_export_writes_its_file_if_the_network_cannot_be_timed(
     strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_in_process(tmp_path / "studies", "late", experiment=f"{strange}:alone", target=0.5, trials=2, epochs=2)
@@ -76,7 +76,7 @@ def test_an_export_that_cannot_be_timed_is_a_file_all_the_same(
     assert "no batch of 1, please" in capsys.readouterr().out
 
 
-def test_an_export_of_what_is_no_tensor_is_refused_in_a_line(
+def test_export_of_a_network_whose_outputs_are_no_tensor_is_refused(
     strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_in_process(tmp_path / "studies", "late", experiment=f"{strange}:pair", target=0.5, trials=2, epochs=2)

@@ -97,7 +97,7 @@ def test_the_smallest_error_is_the_best_and_all_files_say_rmse(regression: Ran) 
 
 
 @pytest.mark.slow
-def test_the_area_is_measured_from_the_untrained_network(regression: Ran) -> None:
+def test_the_hypervolume_has_the_untrained_networks_error_as_reference(regression: Ran) -> None:
     front = regression.result()["front"]
     assert (front["from"], front["to"]) == (0.3, 0.9)
     low, untrained = front["reference"]
@@ -112,7 +112,7 @@ def test_the_area_is_measured_from_the_untrained_network(regression: Ran) -> Non
 
 
 @pytest.mark.slow
-def test_methods_are_trained_again_and_the_smallest_mean_error_wins(regression: Ran) -> None:
+def test_final_seeds_rank_the_methods_by_the_smallest_mean_error(regression: Ran) -> None:
     again = regression.result()["final_seeds"]
     assert {one["method"] for one in again} == {"lpss", "gmp"}
     means = [one["test_rmse"]["mean"] for one in again]
@@ -121,7 +121,7 @@ def test_methods_are_trained_again_and_the_smallest_mean_error_wins(regression: 
 
 
 @pytest.mark.slow
-def test_mlflow_has_the_metric_under_its_name(regression: Ran) -> None:
+def test_mlflow_has_rmse_under_the_metrics_own_name(regression: Ran) -> None:
     result = regression.result()
     (parent,), children = mlflow_runs(regression.cwd, result)
     metrics = parent.data.metrics
@@ -205,7 +205,7 @@ def test_studies_of_different_metrics_are_not_compared(
     )
 
 
-def test_perplexity_is_minimised_from_that_of_a_guess(file: Path, tmp_path: Path) -> None:
+def test_perplexity_is_minimised_and_its_baseline_is_a_uniform_guess(file: Path, tmp_path: Path) -> None:
     folder = run_in_process(tmp_path / "studies", "text", experiment=f"{file}:letters", target=0.5, trials=4)
     best, rows = result_of(folder)["best"], trials_of(folder)
     ended = [float(row["val_perplexity"]) for row in rows if row["state"] == "completed"]
@@ -214,7 +214,7 @@ def test_perplexity_is_minimised_from_that_of_a_guess(file: Path, tmp_path: Path
     assert goal.baseline == pytest.approx(9, rel=0.1)  # a uniform guess among nine letters
 
 
-def test_a_metric_that_is_no_number_fails_the_trial_and_the_study_goes_on(file: Path, tmp_path: Path) -> None:
+def test_a_nan_metric_fails_its_trial_and_the_study_continues(file: Path, tmp_path: Path) -> None:
     folder = run_in_process(tmp_path / "studies", "odd", experiment=f"{file}:odd", target=0.5, trials=8)
     rows = trials_of(folder)
     failed = [row for row in rows if row["state"] == "failed"]

@@ -73,21 +73,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_command_and_its_workers_take_the_users_packages(folder: Path) -> None:
+def test_the_command_and_its_workers_import_user_packages_named_like_ours(folder: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", "mine.py:mine", "--trials", "2", "--scheduler", "none"]
     ran = run_command([*arguments, "--study", "s", "--json"], folder)
     assert ran.code == 0, ran.stderr
     assert ran.result()["states"] == {"completed": 2, "pruned": 0, "failed": 0}
 
 
-def test_plain_python_takes_the_users_packages(folder: Path) -> None:
+def test_a_python_process_imports_user_packages_named_like_ours(folder: Path) -> None:
     code = "import mine; from tune_sparsity import lpss; mine.model(); print(lpss(mine.model(), total_steps=9).zeros())"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", ["experiments", "sparsity", "search_spaces", "tuner"])
-def test_an_import_as_in_earlier_versions_is_told_in_one_line(module: str, tmp_path: Path) -> None:
+def test_an_import_name_of_an_earlier_version_gives_a_one_line_error(module: str, tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(f"import torch\nfrom {module} import Something\n")
     with pytest.raises(ValueError, match="from tune_sparsity import") as caught:
@@ -96,7 +96,7 @@ def test_an_import_as_in_earlier_versions_is_told_in_one_line(module: str, tmp_p
     assert str(caught.value) == told
 
 
-def test_a_mistake_in_a_package_of_the_users_own_is_told_as_it_is(folder: Path) -> None:
+def test_an_import_error_in_a_users_package_is_shown_unchanged(folder: Path) -> None:
     (folder / "wrong.py").write_text("from experiments import nothing\n")
     ran = run_command(["check", "wrong.py:mine"], folder)
     assert ran.code == 2

@@ -16,7 +16,9 @@ from tune_sparsity.tuner.cli import main
 OPTIONS = ["--trials", "4", "--scheduler", "none"]
 
 
-def test_a_study_of_2_of_4(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_2_4_study_saves_a_network_with_at_most_2_nonzeros_in_4_weights(
+    experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     storage = tmp_path / "studies"
     options = {"experiment": f"{experiment_file}:steady", "method": "lpss,gmp", "pattern": "2:4", "scheduler": "none"}
     folder = run_in_process(storage, "pattern", target=0.6, trials=6, **options)
@@ -34,7 +36,9 @@ def test_a_study_of_2_of_4(experiment_file: Path, tmp_path: Path, capsys: pytest
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 
-def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_neurons_study_saves_and_exports_a_network_without_whole_neurons(
+    experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torch_pruning")
     storage = tmp_path / "studies"
     options = {"experiment": f"{experiment_file}:steady", "method": "lpss,gmp", "pattern": "neurons"}
@@ -135,7 +139,7 @@ def test_a_space_with_a_width_has_no_pattern(pattern: str, tmp_path: Path, capsy
         ),
     ],
 )
-def test_what_cannot_be_is_one_line_and_writes_nothing(
+def test_a_pattern_that_cannot_be_met_is_refused_and_nothing_is_written(
     arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

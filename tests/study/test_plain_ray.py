@@ -81,7 +81,7 @@ def check(found: dict[str, Any], plain: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["late", "threads"])
-def test_a_copy_that_is_refused_leads_to_a_plain_ray(how: str, tmp_path: Path) -> None:
+def test_only_a_refused_fork_starts_ray_through_its_public_api(how: str, tmp_path: Path) -> None:
     found = started(how, tmp_path)
     check(found, plain=how == "threads")
     assert "threads" in found["plain"] or how == "late"
@@ -90,7 +90,7 @@ def test_a_copy_that_is_refused_leads_to_a_plain_ray(how: str, tmp_path: Path) -
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("private", PRIVATE, ids=lambda private: private.name)
-def test_a_missing_name_leads_to_a_plain_ray_or_is_done_without(private: Any, tmp_path: Path) -> None:
+def test_ray_starts_if_one_of_its_private_names_is_missing(private: Any, tmp_path: Path) -> None:
     found = started("ahead", tmp_path / "home", renamed_ray([private.name], tmp_path / "ray"))
     check(found, plain=private.without.startswith(PLAIN))
     assert private.name.rpartition(".")[2] in found["plain"] or not found["plain"]
@@ -114,7 +114,7 @@ print(json.dumps([said, told, [p.cmdline() for p in processes if p.status() != p
 
 
 @pytest.mark.slow
-def test_a_raylet_that_does_not_come_up_is_told(tmp_path: Path) -> None:
+def test_a_raylet_that_does_not_start_is_reported(tmp_path: Path) -> None:
     ray = renamed_ray([], tmp_path / "ray")
     node = ray / "ray" / "_private" / "node.py"
     text = node.read_text()
@@ -148,7 +148,7 @@ def plain_study(tmp_path_factory: pytest.TempPathFactory, other_ray: Path) -> Ra
 
 
 @pytest.mark.slow
-def test_a_study_ends_well_without_any_private_name(plain_study: Ran) -> None:
+def test_a_study_succeeds_with_a_ray_that_lacks_all_private_names(plain_study: Ran) -> None:
     assert plain_study.code == 0, plain_study.stderr
     assert sum(line.startswith(SAID) for line in plain_study.stderr.splitlines()) == 1
     rows = trials_of(plain_study.cwd / "studies" / "s")

@@ -103,7 +103,7 @@ ray_tune._Searcher.suggest = lose_the_waiting
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_trial_whose_process_is_lost_before_it_begins_gets_another(tmp_path: Path) -> None:
+def test_a_trial_gets_a_new_process_if_its_process_dies_before_the_trial(tmp_path: Path) -> None:
     script = LOSS + SCRIPT.replace('"trials": 12, "concurrency": 2', '"trials": 6, "concurrency": 1, "epochs": 3')
     command = [sys.executable, "-c", script, "digits", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)

@@ -54,7 +54,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_a_report_says_what_was_asked_found_and_spent_and_fetches_nothing(
+def test_a_report_has_the_goal_and_the_results_and_loads_no_external_files(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", "one", "--storage", str(storage)]) == 0
@@ -101,7 +101,7 @@ def test_a_report_names_layers_whose_neurons_have_no_connection(storage: Path) -
     assert "without a connection" not in Page(storage / "one" / "report.html").text
 
 
-def test_a_report_of_several_targets_has_each_ones_best(storage: Path) -> None:
+def test_a_report_of_several_targets_has_the_best_network_of_each_target(storage: Path) -> None:
     assert main(["report", "two", "--storage", str(storage)]) == 0
     page = Page(storage / "two" / "report.html")
     for one in json.loads((storage / "two" / "result.json").read_text())["targets"]:
@@ -157,7 +157,7 @@ def test_the_comparison_is_a_table_on_the_terminal(
         (["ui", "--tracking-uri", "folder"], ["--tracking-uri"]),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_in_a_report_compare_or_ui_command_prints_one_line(
     storage: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--storage", str(storage)]) == 2
@@ -198,7 +198,7 @@ def test_a_report_says_what_the_zeros_save_on_this_machine(storage: Path, capsys
     assert "multiply-adds of an example" not in Page(file).cells
 
 
-def test_a_report_of_a_network_that_cannot_be_read_is_written_without_its_savings(
+def test_a_report_is_written_without_savings_if_the_network_file_is_missing(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_in_process(tmp_path / "studies", "lost", trials=1, target=0.5)

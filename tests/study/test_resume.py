@@ -85,7 +85,7 @@ CUT = list(product(["tpe", "random"], [0, 3, 6], [(1, 0), (2, 2), (3, 2), (5, 5)
 
 
 @pytest.mark.parametrize(("sampler", "trial", "epochs"), thinned(CUT, 4))
-def test_a_study_that_was_killed_ends_as_an_unbroken_one(
+def test_a_killed_and_resumed_study_has_the_record_of_an_uninterrupted_one(
     sampler: str, trial: int, epochs: tuple[int, int], tmp_path: Path
 ) -> None:
     epoch, kept = epochs
@@ -107,7 +107,7 @@ def test_a_study_that_was_killed_ends_as_an_unbroken_one(
     assert set(resumed.searcher.states().values()) <= {"COMPLETE", "PRUNED", "WAITING"}
 
 
-def test_epochs_that_a_restarted_trial_reports_again_are_no_news(tmp_path: Path) -> None:
+def test_repeated_epochs_of_a_restarted_trial_do_not_change_the_record(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     asked = study.ask()
     assert asked is not None
@@ -119,7 +119,7 @@ def test_epochs_that_a_restarted_trial_reports_again_are_no_news(tmp_path: Path)
     assert study.training_seconds == 5 * METRICS["epoch_seconds"]
 
 
-def test_seconds_go_on(tmp_path: Path) -> None:
+def test_a_resumed_study_continues_the_count_of_its_seconds(tmp_path: Path) -> None:
     now = [100.0]
     first = study_in(tmp_path, lambda: now[0])
     asked = first.ask()
@@ -138,7 +138,7 @@ def test_seconds_go_on(tmp_path: Path) -> None:
     assert study_in(tmp_path).elapsed_before == 40
 
 
-def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> None:
+def test_the_checkpoints_of_trials_that_wait_for_a_restart_are_kept(tmp_path: Path) -> None:
     from tune_sparsity.tuner.worker import checkpoints
 
     first = study_in(tmp_path)
@@ -167,7 +167,7 @@ def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(
+def test_tidy_removes_only_the_temporary_files_of_a_killed_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep = ["optuna.journal", "study.yaml", "best/model.safetensors", ".checkpoints/t0001-1-aa.safetensors", "tmp"]
@@ -217,7 +217,7 @@ def test_after_a_disk_error_nothing_is_written_any_more(tmp_path: Path, monkeypa
 SECRET = "postgresql://me:hunter2@db.example/mlflow"
 
 
-def test_a_password_is_not_written_and_asked_for_again(
+def test_study_yaml_has_no_password_and_resume_asks_for_the_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tune_sparsity.tuner.config.files import check_withheld, read_study, write_study_yaml
@@ -250,7 +250,7 @@ def test_a_studys_name_is_never_a_path(name: str) -> None:
         make_config({"target": 0.9, "study": name})
 
 
-def test_yaml_makes_no_objects(tmp_path: Path) -> None:
+def test_a_yaml_file_cannot_run_python_code(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     evil = f"target: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{tmp_path}/ran']]"
     (tmp_path / "s" / "study.yaml").write_text(evil)
@@ -293,7 +293,7 @@ def rows_of(table: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_whatever_ended_it(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_study_can_be_resumed_after_every_kind_of_interruption(experiment_file: Path, tmp_path: Path) -> None:
     study = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--trials", "1000", "--concurrency", "1"]
     folder = tmp_path / "studies" / "s"
     arguments, kept = [*study, "--study", "s"], dict[str, dict[str, str]]()

@@ -60,7 +60,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_our_package_its_data_and_one_shim(wheel: Path) -> None:
+def test_the_wheel_holds_only_our_package_its_data_and_tuner_served(wheel: Path) -> None:
     assert wheel.name.startswith("tune_sparsity-")
     assert "-cp311-abi3-" in wheel.name  # one for every Python from 3.11 on
     with zipfile.ZipFile(wheel) as archive:
@@ -85,7 +85,7 @@ def test_the_wheel_holds_our_package_its_data_and_one_shim(wheel: Path) -> None:
     } <= names
 
 
-def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+def test_the_wheel_has_its_license_its_entry_point_and_its_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         about = {name.partition(".dist-info/")[2]: name for name in archive.namelist() if ".dist-info/" in name}
         texts = {name: archive.read(path).decode() for name, path in about.items()}
@@ -98,7 +98,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "# tune-sparsity" in metadata
 
 
-def test_the_installed_code_is_the_wheels(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_packages_are_imported_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = f"from tune_sparsity import {', '.join(PACKAGES)}; print(*[m.__file__ for m in ({', '.join(PACKAGES)})])"
     files = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(installed)).stdout.split()
     assert [Path(file).parent for file in files] == [installed / "tune_sparsity" / package for package in PACKAGES]

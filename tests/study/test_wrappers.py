@@ -69,7 +69,7 @@ def test_what_a_study_saves_loads_into_the_plain_network(
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_check_finds_networks_in_wrappers_sound(name: str, strange: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_checks_pass_on_networks_in_wrappers(name: str, strange: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", f"{strange}:{name}"]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"ok"}
 
@@ -112,7 +112,7 @@ def test_a_study_of_an_earlier_version_is_exported(
     assert all(one["sparse"] is not None for one in document["latency_ms"])
 
 
-def test_torchscript_is_refused_in_a_line(strange: Path, tmp_path: Path) -> None:
+def test_study_and_check_refuse_torchscript_networks_in_one_line(strange: Path, tmp_path: Path) -> None:
     own = f"{strange}:scripted"
     ran = run_command(["--target", "0.9", "--experiment", own], tmp_path)
     assert ran.code == 2

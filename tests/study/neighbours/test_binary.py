@@ -17,7 +17,9 @@ from tune_sparsity.tuner.cli import main
 MOST = 9000  # bytes; a binary network of the digits' 50,200 weights has 7,866
 
 
-def test_binary_networks_fit_and_are_exported_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_binary_networks_fit_into_max_bytes_and_are_exported_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     storage, space = tmp_path / "studies", tmp_path / "narrow.yaml"
     space.write_text("method: binary\nparameters:\n  lr: {type: float, low: 0.002, high: 0.004, log: true}\n")
     options = {"experiment": "digits", "method": "binary", "space": str(space), "scheduler": "none", "epochs": 3}
@@ -44,7 +46,7 @@ def test_binary_networks_fit_and_are_exported_bit_for_bit(tmp_path: Path, capsys
             assert all(np.array_equal(one.array(), stored[name]) for name, one in packed.items())
 
 
-def test_binary_stands_beside_lpss(tmp_path: Path) -> None:
+def test_one_study_can_search_binary_and_lpss_networks(tmp_path: Path) -> None:
     options = {"experiment": "digits", "method": "binary,lpss", "scheduler": "none", "epochs": 3, "trials": 4}
     folder = run_in_process(tmp_path / "studies", "both", max_bytes=MOST, **options)
     rows = trials_of(folder)
@@ -80,7 +82,7 @@ half = replace(digits, recipe=Recipe(epochs=2, batch_size=32, precision="bfloat1
         (["--max-bytes", "10kB", "--workers-per-trial", "2"], "--method binary: binary trains in one process"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_a_study_that_binary_cannot_run_is_refused_in_one_line(
     arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.py").write_text(EXPERIMENTS)

@@ -83,7 +83,7 @@ def exported(folder: Path, kind: str, capsys: pytest.CaptureFixture[str], name: 
 
 
 @torch.no_grad()
-def test_result_json_tells_of_groups_that_compute_what_it_says(folder: Path, experiment: Experiment) -> None:
+def test_the_numbers_of_a_group_in_result_json_are_measured_again(folder: Path, experiment: Experiment) -> None:
     data, result = experiment.load(None), result_of(folder)
     group, function = used(folder, experiment)
     by_name = {one["trial"]: one for one in result["front"]["networks"]}
@@ -153,7 +153,7 @@ class Convolution(torch.nn.Module):
 
 @pytest.mark.parametrize("passed", [0, 60, 256])
 @torch.no_grad()
-def test_the_graph_runs_where_none_some_or_all_rows_pass_on(passed: int, tmp_path: Path) -> None:
+def test_the_onnx_graph_runs_if_no_some_or_all_rows_reach_the_large_network(passed: int, tmp_path: Path) -> None:
     """Of convolutions on bytes, at batch 1 and 256, with all of onnxruntime's optimisations."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -198,7 +198,7 @@ def test_mlflow_has_the_group_as_a_model_of_its_own(folder: Path, experiment: Ex
         np.testing.assert_array_equal(outputs, Cascade(*parts, main_one[name]["theta"])(x).numpy())
 
 
-def test_the_report_has_the_table_and_the_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_has_the_table_of_the_groups(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "g", "--storage", str(folder.parent)]) == 0
     page = next(folder.glob("report*.html")).read_text()
     assert "Groups of two networks" in page
@@ -216,7 +216,7 @@ def test_the_report_has_the_table_and_the_line(folder: Path, capsys: pytest.Capt
         (["--front", "0.5:0.9", "--experiment", "{own}:boxes"], "--group cascade: boxes is no classification"),
     ],
 )
-def test_what_cannot_be_grouped_is_one_line_before_anything_is_written(
+def test_a_study_that_cannot_have_groups_is_refused_before_any_file_is_written(
     arguments: list[str],
     words: str,
     tmp_path: Path,
@@ -261,7 +261,7 @@ def loop(trial):
 """
 
 
-def test_a_front_of_one_network_costs_the_study_nothing(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_study_with_a_front_of_one_network_ends_without_groups(experiment_file: Path, tmp_path: Path) -> None:
     options = {**OPTIONS, "trials": 1}
     folder = run_in_process(tmp_path / "s", "one", front="0.5:0.9", experiment=f"{experiment_file}:steady", **options)
     result = result_of(folder)
@@ -298,7 +298,7 @@ def test_an_ended_study_gets_groups_when_it_is_resumed(experiment_file: Path, tm
     assert {one.name for one in models} == {"best", "group"}
 
 
-def test_a_study_without_groups_says_how_to_get_some(
+def test_export_of_a_missing_group_names_the_option_that_adds_groups(
     experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {**OPTIONS, "group": None, "trials": 2, "epochs": 2}

@@ -20,7 +20,7 @@ parameters:
 """
 
 
-def test_the_best_networks_ensemble_is_reported_and_costs_its_exports_nothing(
+def test_the_ensemble_is_reported_and_does_not_enlarge_the_exported_file(
     experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"experiment": f"{experiment_file}:steady", "method": "gmp", "trials": 3, "epochs": 8}
@@ -44,7 +44,7 @@ def test_the_best_networks_ensemble_is_reported_and_costs_its_exports_nothing(
     assert document["bytes"] == best["size_bytes"]
 
 
-def test_a_best_network_without_an_average_has_no_ensemble(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_best_network_without_weight_averaging_has_no_ensemble(experiment_file: Path, tmp_path: Path) -> None:
     (tmp_path / "plain.yaml").write_text(SPACE)
     options = {"experiment": f"{experiment_file}:steady", "method": "gmp", "trials": 1, "epochs": 4}
     more = {"ensemble": "resample", "space": str(tmp_path / "plain.yaml")}

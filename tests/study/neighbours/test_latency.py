@@ -25,7 +25,7 @@ DENSE = 50_200  # multiply-adds of the digits' network
 
 
 @pytest.mark.slow
-def test_a_study_of_a_latency(tmp_path: Path) -> None:
+def test_a_study_with_max_latency_measures_and_reports_its_best_network(tmp_path: Path) -> None:
     options = ["--pattern", "neurons", "--epochs", "2", "--trials", "4", "--study", "quick"]
     ran = run_command(["--max-latency", "10s", "--latency-batch", "8", *options], tmp_path)
     assert ran.code == 0, ran.stderr
@@ -51,7 +51,9 @@ def test_a_study_of_a_latency(tmp_path: Path) -> None:
     assert again.result()["max_latency_ms"] == 10_000
 
 
-def test_a_network_that_is_too_slow_gives_way_to_a_smaller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_above_max_latency_is_replaced_by_a_smaller_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files: list[Path] = []
 
     def slow_at_first(file: Path, experiment: Experiment, data: Data, batch: int) -> Timing:
@@ -106,7 +108,7 @@ def test_a_network_that_is_too_slow_gives_way_to_a_smaller_one(tmp_path: Path, m
         (["--max-latency", "2ms", "--final-seeds", "2"], "--final-seeds 2: networks that are trained again are"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_writes_nothing(
+def test_invalid_latency_options_print_one_line_and_write_nothing(
     arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

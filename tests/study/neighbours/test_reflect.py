@@ -40,7 +40,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Pat
 
 
 @torch.no_grad()
-def test_a_kept_network_is_written_and_its_group_exported(
+def test_a_better_retrained_network_is_written_and_its_group_is_exported(
     kept: Path, experiment_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = result_of(kept)["group"]
@@ -72,14 +72,14 @@ def test_a_kept_network_is_written_and_its_group_exported(
         assert main([*arguments, "--network", "best-reflected"]) == 0
 
 
-def test_the_report_tells_of_it(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_describes_the_retrained_network(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "again", "--storage", str(kept.parent)]) == 0
     page = next(kept.glob("report*.html")).read_text()
     assert "was trained again, with the hard examples of" in page
     assert "and is kept" in page
 
 
-def test_what_is_no_better_leaves_the_cascades(experiment_file: Path, tmp_path: Path) -> None:
+def test_a_retrained_network_is_kept_only_if_its_group_is_better(experiment_file: Path, tmp_path: Path) -> None:
     options = {**OPTIONS, "experiment": f"{experiment_file}:steady"}
     reflected = run_in_process(tmp_path / "s", "one", **options)
     plain = result_of(run_in_process(tmp_path / "s", "other", **{**options, "group": "cascade"}))["group"]
@@ -122,7 +122,7 @@ stream = Experiment("stream", lambda _: Data(Stream(), val, val), net, Recipe(1,
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_options_that_reflect_does_not_support_are_refused_in_one_line(
     arguments: list[str],
     words: str,
     tmp_path: Path,

@@ -24,7 +24,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_in_process(storage, "rows", target=0.7, **options)
 
 
-def test_synaptic_operations_stand_beside_the_multiply_adds(study: Path) -> None:
+def test_trials_csv_has_fewer_synaptic_operations_than_multiply_adds(study: Path) -> None:
     rows = {row["method"]: row for row in trials_of(study)}
     assert rows.keys() == {"gmp", "dense"}
     for row in rows.values():
@@ -33,7 +33,7 @@ def test_synaptic_operations_stand_beside_the_multiply_adds(study: Path) -> None
     assert int(rows["gmp"]["syn_ops"]) < int(rows["dense"]["syn_ops"])
 
 
-def test_they_are_those_of_the_network_that_is_kept(study: Path) -> None:
+def test_the_reported_synaptic_operations_are_those_of_the_saved_network(study: Path) -> None:
     result = json.loads((study / "result.json").read_text())
     experiment = find("digits-spiking")
     network = experiment.network_with(split_masks(load_file(study / "best" / "model.safetensors"))[0])
@@ -44,7 +44,7 @@ def test_they_are_those_of_the_network_that_is_kept(study: Path) -> None:
     assert json.loads((study / "best" / "model.json").read_text())["metrics"]["syn_ops"] == result["best"]["syn_ops"]
 
 
-def test_the_network_is_exported(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_saved_spiking_network_is_exported(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed = exported(study.parent, "rows", "packed", capsys)
     assert packed["bytes"] == json.loads((study / "result.json").read_text())["best"]["size_bytes"]
     graph = onnx_function(Path(exported(study.parent, "rows", "onnx", capsys)["file"]))

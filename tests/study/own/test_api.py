@@ -99,7 +99,7 @@ def test_an_ended_study_is_loaded_by_its_name_and_by_its_folder(study: Study) ->
         ),
     ],
 )
-def test_a_mistake_is_a_value_error_and_nothing_is_written(
+def test_a_mistake_in_the_options_raises_value_error_and_writes_nothing(
     options: dict, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,7 +110,7 @@ def test_a_mistake_is_a_value_error_and_nothing_is_written(
         load_study("nothing")
 
 
-def test_what_is_made_in_a_session_trains_in_workers_and_is_told_to_have_no_source(
+def test_an_experiment_without_a_source_file_trains_and_is_not_logged_as_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -123,7 +123,7 @@ def test_what_is_made_in_a_session_trains_in_workers_and_is_told_to_have_no_sour
     exported(tmp_path / "studies", name, "safetensors", capsys)
 
 
-def test_a_study_of_another_metric_has_its_names(tmp_path: Path) -> None:
+def test_a_study_of_another_metric_has_attributes_with_the_metrics_name(tmp_path: Path) -> None:
     code = EXPERIMENTS + "\nfrom tune_sparsity import Metric\nfrom dataclasses import replace\n"
     code += "def error(outputs, targets):\n    return (outputs.argmax(1) != targets).float().mean()\n"
     code += 'wrong = replace(stream, name="wrong", metric=Metric("wrong", error, maximize=False))\n'

@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 TEXT = Path(os.environ.get("TUNE_SPARSITY_DATA") or Path(__file__).parents[4] / "shared" / "data") / "text"
 
 
-def test_the_loop_of_ones_own_ends_on_its_sparsity(tmp_path: Path) -> None:
+def test_the_example_of_a_users_loop_ends_at_its_target_sparsity(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, EXAMPLES / "own_loop.py"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -35,13 +35,13 @@ def best_of(storage: Path, example: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("example", ["searched_loop.py:train", "loaded_digits.py:digits"])
-def test_a_loop_of_ones_own_and_loaded_data_are_searched(example: str, tmp_path: Path) -> None:
+def test_studies_of_the_loop_and_the_loaded_data_examples_reach_the_target(example: str, tmp_path: Path) -> None:
     best = best_of(tmp_path, example, target=0.9, trials=2, epochs=8)
     assert best["sparsity"] >= 0.9
     assert best["test_accuracy"] > 0.9
 
 
-def test_a_regression_is_searched_by_its_error(tmp_path: Path) -> None:
+def test_a_study_of_the_regression_example_reaches_a_small_rmse(tmp_path: Path) -> None:
     best = best_of(tmp_path, "tabular_regression.py:diabetes", target=0.9, trials=3, epochs=None)
     assert best["test_rmse"] < 0.9  # the targets' deviation is 1
 

@@ -67,7 +67,7 @@ def test_a_study_ends_with_a_network_that_exports(name: str, own: Path, capsys: 
         pytest.param("broken", "row 70 cannot be read", marks=pytest.mark.long),
     ],
 )
-def test_what_cannot_be_loaded_is_the_last_line(
+def test_the_last_line_of_stderr_says_why_data_cannot_be_loaded(
     name: str, words: str, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--target", "0.5", "--trials", "2", "--storage", str(own / "studies"), "--study", name]
@@ -80,7 +80,9 @@ def test_what_cannot_be_loaded_is_the_last_line(
 
 
 @pytest.mark.parametrize("name", [*NESTED, *LOADED])
-def test_the_checks_hold(name: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_check_fails_on_nested_inputs_and_loaded_data(
+    name: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = main(["check", f"{own / 'own.py'}:{name}", "--data-dir", str(own)])
     said = capsys.readouterr().out
     assert code == 0, said
@@ -88,7 +90,7 @@ def test_the_checks_hold(name: str, own: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("name", ["text", pytest.param("rows", marks=pytest.mark.long)])
-def test_workers_train_and_mlflow_serves_it(name: str, own: Path) -> None:
+def test_workers_train_a_users_network_and_mlflow_serves_the_network(name: str, own: Path) -> None:
     options = ["--target", "0.5", "--trials", "3", "--json"]
     ran = run_command([*options, "--experiment", f"own.py:{name}", "--data-dir", str(own)], own)
     assert ran.code == 0, ran.stderr

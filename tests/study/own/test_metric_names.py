@@ -76,7 +76,7 @@ letters = Experiment(
         pytest.param("letters", "perplexity", "minimize", "", 40.0, marks=pytest.mark.long),
     ],
 )
-def test_a_study_has_the_metrics_name_everywhere(
+def test_all_results_of_a_study_have_the_metrics_name(
     experiment: str, metric: str, direction: str, kind: str, worst: float, tmp_path: Path
 ) -> None:
     if not (DATA / "text" / "TREC.train").exists():

@@ -102,7 +102,9 @@ def test_a_loop_is_searched_by_the_command(file: Path, capsys: pytest.CaptureFix
     assert mlflow.pyfunc.load_model(model.model_uri).predict(np.zeros((3, 8), np.float32)).shape == (3, 4)
 
 
-def test_without_its_model_a_loop_gives_tensors_and_masks(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_of_a_loop_without_a_model_saves_only_tensors_and_masks(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = run_command(
         ["--experiment", "loops.py:unnamed", "--target", "0.8", "--trials", "2", "--study", "u"], file.parent
     )
@@ -114,7 +116,9 @@ def test_without_its_model_a_loop_gives_tensors_and_masks(file: Path, capsys: py
         load_study("u", file.parent / "studies").best.network()
 
 
-def test_a_loop_with_an_error_is_searched_for_the_smallest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_network_of_a_loop_with_an_error_metric_has_the_smallest_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run_in_process(file.parent / "studies", "e", experiment=f"{file}:entropy")
     values = [float(row["val_cross_entropy"]) for row in rows(folder) if row["state"] == "completed"]
     assert load_study(folder).best.val_cross_entropy == min(values) < 1.3863
@@ -122,7 +126,7 @@ def test_a_loop_with_an_error_is_searched_for_the_smallest(file: Path, capsys: p
     assert exported(file.parent / "studies", "e", "safetensors", capsys)["largest_difference"] == 0
 
 
-def test_the_network_of_a_loop_begins_narrower_in_a_very_small_file(file: Path) -> None:
+def test_the_network_of_a_loop_gets_narrower_to_fit_into_very_few_bytes(file: Path) -> None:
     file.write_text(LOOPS.replace("nn.BatchNorm1d(24), ", ""))
     options = {"experiment": f"{file}:train", "max_bytes": 200, "trials": 2, "scheduler": "none"}
     folder = run_in_process(file.parent / "studies", "small", **options)
@@ -166,7 +170,7 @@ def test_trainers_of_other_libraries_are_searched(kind: str, file: Path) -> None
         ("other_model", "other_model.model makes another network than the loop trains"),
     ],
 )
-def test_a_loop_that_cannot_work_is_one_line_before_anything_is_written(
+def test_an_invalid_loop_is_refused_in_one_line_before_any_file_is_written(
     name: str, said: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(file.parent)
@@ -194,7 +198,7 @@ def test_a_loop_that_fails_later_fails_its_trials_with_the_reason(name: str, rea
 
 
 @pytest.mark.long
-def test_a_loop_that_swallows_the_stop_costs_the_others_nothing(file: Path) -> None:
+def test_a_loop_that_catches_every_exception_fails_no_trial(file: Path) -> None:
     # With several trials at a time, it would depend on timing which trials are stopped early.
     own = ["--experiment", "loops.py:goes_on", "--target", "0.8", "--trials", "9", "--concurrency", "1"]
     ran = run_command([*own, "--study", "g", "--json"], file.parent)

@@ -98,7 +98,9 @@ def both(own: Path) -> tuple[Ran, list[str]]:
 
 
 @pytest.mark.slow
-def test_a_study_of_two_workers_a_trial_leaves_the_same_files(own: Path, both: tuple[Ran, list[str]]) -> None:
+def test_a_study_with_two_workers_per_trial_writes_the_same_files_as_with_one(
+    own: Path, both: tuple[Ran, list[str]]
+) -> None:
     alone, (done, lines) = ran(own, "steady", "alone", final_seeds=1).result(), both
     left = [{str(file.relative_to(own / "studies" / study)) for file in (own / "studies" / study).rglob("*")}
             for study in ("alone", "both")]  # fmt: skip
@@ -114,7 +116,7 @@ def test_a_study_of_two_workers_a_trial_leaves_the_same_files(own: Path, both: t
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("both")
-def test_a_lost_worker_costs_nothing_and_an_error_of_one_fails_its_trial_alone(own: Path) -> None:
+def test_a_killed_worker_fails_no_trial_and_an_exception_fails_only_its_trial(own: Path) -> None:
     troubled = ran(own, "troubled", "troubled", workers_per_trial=2)
     assert troubled.result()["states"] == {"completed": 3, "pruned": 0, "failed": 1}
     expected, found = trials(own, "both"), trials(own, "troubled")

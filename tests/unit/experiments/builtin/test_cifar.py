@@ -37,7 +37,7 @@ def numbers(data: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_splits_of_what_torchvision_reads(
+def test_the_splits_have_the_images_and_labels_of_torchvision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar10)
@@ -56,14 +56,14 @@ def test_splits_of_what_torchvision_reads(
     assert data.classes[3] == "cat"
 
 
-def test_part_of_the_data_set_is_not_the_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_incomplete_data_set_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCifar10)
     monkeypatch.setattr(FakeCifar10, "sizes", (4000, 1000))
     with pytest.raises(DataUnavailable, match="should hold 50000"):
         load(tmp_path)
 
 
-def test_missing_data_without_a_network(
+def test_missing_data_without_internet_access_give_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> NoReturn:
@@ -90,7 +90,7 @@ def subset(data_dir: Path) -> Data:
     return load_subset(data_dir)
 
 
-def test_subset_is_the_files_content(subset: Data, data_dir: Path) -> None:
+def test_the_subset_has_exactly_the_examples_of_its_file(subset: Data, data_dir: Path) -> None:
     assert [tuple(split.x.shape) for split in (subset.train, subset.val, subset.test)] == [
         (3500, 3, 32, 32),
         (500, 3, 32, 32),
@@ -112,12 +112,12 @@ def test_subset_is_the_files_content(subset: Data, data_dir: Path) -> None:
     assert examples(x.transpose(0, 2, 3, 1), y) == examples(arrays["x_train"], arrays["y_train"])
 
 
-def test_subset_has_always_the_same_split(subset: Data, data_dir: Path) -> None:
+def test_every_load_of_the_subset_gives_the_same_split(subset: Data, data_dir: Path) -> None:
     torch.manual_seed(8)
     assert load_subset(data_dir).checksum() == subset.checksum()
 
 
-def test_missing_and_damaged_subset(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_subset_file_raises_data_unavailable(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable, match="is missing") as error:
         load_subset(tmp_path)
     assert str(tmp_path / SUBSET) in str(error.value)

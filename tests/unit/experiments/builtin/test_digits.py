@@ -19,7 +19,7 @@ def data() -> Data:
     return load()
 
 
-def test_sizes_and_types(data: Data) -> None:
+def test_the_splits_have_the_expected_sizes_and_types(data: Data) -> None:
     assert [len(split.x) for split in (data.train, data.val, data.test)] == [1257, 180, 360]
     for split in (data.train, data.val, data.test):
         assert split.x.shape[1:] == (64,)
@@ -53,21 +53,21 @@ def test_normalisation_is_that_of_the_training_images(data: Data) -> None:
     assert abs(data.val.x.mean().item()) > 1e-4  # its own mean was not taken
 
 
-def test_always_the_same_split(data: Data) -> None:
+def test_every_load_gives_the_same_split(data: Data) -> None:
     torch.manual_seed(123)
     again = load(Path("there/is/no/such/folder"))
     assert again.checksum() == data.checksum()
     assert again.preprocessing == data.preprocessing
 
 
-def test_experiment(data: Data) -> None:
+def test_the_experiment_has_ten_classes_and_a_network_for_them(data: Data) -> None:
     assert digits.name == "digits"
     assert data.classes == tuple("0123456789")
     assert network()(data.val.x).shape == (180, 10)
     assert sum(p.numel() for p in network().parameters() if p.dim() > 1) == 64 * 300 + 300 * 100 + 100 * 10
 
 
-def test_the_split_is_scikit_learns(data: Data) -> None:
+def test_the_split_equals_that_of_scikit_learns_train_test_split(data: Data) -> None:
     images, labels = load_digits(return_X_y=True)
     x, x_test, y, y_test = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
     x, x_val, y, y_val = train_test_split(x, y, test_size=180, stratify=y, random_state=0)
@@ -77,6 +77,8 @@ def test_the_split_is_scikit_learns(data: Data) -> None:
         assert torch.allclose((split.x.double() * std + mean) * 16, torch.tensor(there), atol=1e-4)
 
 
-def test_read_where_scikit_learn_keeps_them_elsewhere(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digits_are_loaded_if_the_file_of_scikit_learn_is_not_found(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tune_sparsity.experiments.builtin.digits.importlib.util.find_spec", lambda name: None)
     assert load().checksum() == data.checksum()

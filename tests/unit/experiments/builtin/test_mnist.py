@@ -52,14 +52,14 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @given(arrays)
-def test_arrays_come_back(array: np.ndarray) -> None:
+def test_parse_idx_returns_the_array_of_a_file(array: np.ndarray) -> None:
     tensor = parse_idx(idx(array))
     assert tensor.dtype == torch.uint8
     assert tuple(tensor.shape) == array.shape
     assert np.array_equal(tensor.numpy(), array)
 
 
-def test_known_bytes() -> None:
+def test_parse_idx_reads_known_bytes() -> None:
     raw = bytes.fromhex("000008020000000200000003") + bytes([1, 2, 3, 4, 5, 255])
     assert parse_idx(raw).tolist() == [[1, 2, 3], [4, 5, 255]]
 
@@ -73,7 +73,7 @@ def test_truncated_files_are_refused(array: np.ndarray, data: st.DataObject) -> 
 
 
 @given(arrays, st.binary(min_size=1, max_size=20))
-def test_bytes_too_many_are_refused(array: np.ndarray, more: bytes) -> None:
+def test_files_with_too_many_bytes_are_refused(array: np.ndarray, more: bytes) -> None:
     with pytest.raises(ValueError, match="bytes where its header says"):
         parse_idx(idx(array) + more)
 
@@ -92,7 +92,7 @@ def test_garbage_is_refused_or_is_an_idx_file(raw: bytes, prefixed: bool) -> Non
 
 
 @pytest.mark.parametrize("kind", [0x09, 0x0B, 0x0C, 0x0D, 0x0E])
-def test_other_types_are_refused(kind: int) -> None:
+def test_files_of_other_number_types_are_refused(kind: int) -> None:
     with pytest.raises(ValueError, match="not an IDX file of bytes"):
         parse_idx(bytes([0, 0, kind, 1]) + struct.pack(">I", 4) + bytes(4))
 
@@ -100,7 +100,7 @@ def test_other_types_are_refused(kind: int) -> None:
 # ---- folders
 
 
-def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_folder_follows_the_environment_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNE_SPARSITY_DATA", str(tmp_path))
     assert default_data_dir() == tmp_path
     monkeypatch.delenv("TUNE_SPARSITY_DATA")
@@ -125,7 +125,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("data_set", ["MNIST", "FashionMNIST"])
-def test_missing_data_without_a_network(
+def test_missing_data_without_internet_access_give_a_one_line_error(
     data_set: str, offline: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "not" / "there"
@@ -140,7 +140,7 @@ def test_missing_data_without_a_network(
     assert capsys.readouterr().out == ""
 
 
-def test_failed_download_leaves_what_was_there(offline: list[str], tmp_path: Path) -> None:
+def test_a_failed_download_keeps_the_earlier_files_and_folders(offline: list[str], tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (tmp_path / "empty").mkdir()
@@ -154,7 +154,7 @@ def test_failed_download_leaves_what_was_there(offline: list[str], tmp_path: Pat
     assert offline
 
 
-def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataUnavailable) as error:
         load("MNIST", tmp_path / "file")
@@ -190,7 +190,7 @@ def linked(data_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "replaced"])
 @pytest.mark.parametrize("name", [FILES[0], FILES[3]])
-def test_damaged_archives(linked: Path, name: str, how: str) -> None:
+def test_a_damaged_archive_gives_a_one_line_error(linked: Path, name: str, how: str) -> None:
     damaged(linked / "MNIST" / "raw" / name, how)
     with pytest.raises(DataUnavailable, match=r"is damaged \(its MD5 checksum") as error:
         load("MNIST", linked)
@@ -199,7 +199,7 @@ def test_damaged_archives(linked: Path, name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "replaced"])
-def test_damaged_unpacked_files(linked: Path, how: str) -> None:
+def test_a_damaged_unpacked_file_gives_a_one_line_error(linked: Path, how: str) -> None:
     raw = linked / "MNIST" / "raw"
     plain = raw / FILES[3].removesuffix(".gz")
     plain.write_bytes(gzip.decompress((raw / FILES[3]).read_bytes()))
@@ -210,7 +210,7 @@ def test_damaged_unpacked_files(linked: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(9999,), (10000, 1), ()])
-def test_files_of_another_shape(linked: Path, shape: tuple[int, ...]) -> None:
+def test_files_of_another_shape_are_refused(linked: Path, shape: tuple[int, ...]) -> None:
     plain = linked / "MNIST" / "raw" / FILES[3].removesuffix(".gz")
     plain.write_bytes(idx(np.zeros(shape, np.uint8)))
     with pytest.raises(DataUnavailable, match="the test set should hold 10000 examples"):
@@ -237,7 +237,7 @@ def real(request: pytest.FixtureRequest, data_dir: Path) -> tuple[str, Data]:
 
 
 @pytest.mark.slow
-def test_real_data(real: tuple[str, Data]) -> None:
+def test_the_real_data_have_the_published_sizes_and_statistics(real: tuple[str, Data]) -> None:
     name, data = real
     assert [tuple(split.x.shape) for split in (data.train, data.val, data.test)] == [
         (55000, 784),
@@ -258,7 +258,7 @@ def test_real_data(real: tuple[str, Data]) -> None:
 
 
 @pytest.mark.slow
-def test_real_data_is_the_files_content(real: tuple[str, Data], data_dir: Path) -> None:
+def test_the_test_images_have_the_pixels_of_the_real_file(real: tuple[str, Data], data_dir: Path) -> None:
     name, data = real
     raw = gzip.decompress((data_dir / name / "raw" / FILES[2]).read_bytes())
     pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(10000, 784)
@@ -288,7 +288,7 @@ def test_data_set_can_be_read_unpacked_and_after_a_download(
     assert data.checksum() == load("MNIST", data_dir).checksum()  # the same split every time, and the same bytes
 
 
-def test_experiments_are_lenet_on_either_set() -> None:
+def test_the_experiments_have_their_names_and_mnist_has_lenet() -> None:
     assert (mnist.name, fashion_mnist.name) == ("mnist", "fashion-mnist")
     assert sum(p.numel() for p in mnist.model().parameters() if p.dim() > 1) == 266_200
 
@@ -297,7 +297,7 @@ def test_experiments_are_lenet_on_either_set() -> None:
 
 
 @pytest.mark.slow
-def test_images_are_the_same_in_the_same_splits(real: tuple[str, Data], data_dir: Path) -> None:
+def test_images_have_the_pixels_and_splits_of_the_flat_data(real: tuple[str, Data], data_dir: Path) -> None:
     name, flat = real
     images = load_images(name, Normalise((0.13,), (0.31,)), data_dir)
     assert images.preprocessing == {"divide": 255, "mean": [0.13], "std": [0.31]}
@@ -310,7 +310,7 @@ def test_images_are_the_same_in_the_same_splits(real: tuple[str, Data], data_dir
         torch.testing.assert_close((ours.x[some].flatten(1).float() / 255 - mean) / std, theirs.x[some])
 
 
-def test_residual_experiments() -> None:
+def test_residual_experiments_have_the_published_sizes_and_their_recipes() -> None:
     sizes = [sum(p.numel() for p in one.model().parameters()) for one in (mnist_wrn, fashion_mnist_wrn)]
     assert sizes == [170_298, 267_514]
     assert [one.recipe.epochs for one in (mnist_wrn, fashion_mnist_wrn)] == [40, 50]

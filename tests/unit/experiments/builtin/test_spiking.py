@@ -44,20 +44,20 @@ def test_images_come_row_by_row(name: str, data_set: str, data_dir: Path) -> Non
     check(load_rows(data_set, data_dir, examples=55_000), flat, 28, 55_000, lambda row: row)
 
 
-def test_dna_comes_place_by_place(data_dir: Path) -> None:
+def test_dna_comes_nucleotide_by_nucleotide(data_dir: Path) -> None:
     data = load_dna(data_dir)
     check(data, uci.load_dna(data_dir), 60, 1700, lambda place: place[:, :3])
     assert data.train.x.unique().tolist() == [0, 1]
     assert (data.train.x.sum(2) <= 1).all()
 
 
-def test_digits_spiking_is_sound() -> None:
+def test_digits_spiking_passes_all_checks_without_a_warning() -> None:
     assert {finding.level for finding in inspect(find("digits-spiking"))} == {Level.OK}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist-spiking", "fashion-spiking", "dna-spiking"])
-def test_the_others_are_sound(name: str, data_dir: Path) -> None:
+def test_the_other_spiking_experiments_fail_no_check(name: str, data_dir: Path) -> None:
     assert_sound(find(name), data_dir)
 
 

@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_training_images_and_their_labels(folder: Path) -> None:
+def test_training_images_have_the_labels_of_their_folders(folder: Path) -> None:
     classes, files, labels = image_folder(folder / "train")
     assert classes == CLASSES
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -61,7 +61,7 @@ def test_labelled_images_follow_the_annotations(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["val_0.JPEG\tn99999999\t0", "val_0.JPEG"])
-def test_annotations_that_name_no_class(folder: Path, line: str) -> None:
+def test_annotations_without_a_known_class_are_refused(folder: Path, line: str) -> None:
     (folder / "val" / "val_annotations.txt").write_text(line + "\n")
     with pytest.raises(ValueError, match="names a class that is not in train"):
         judging_files(folder, CLASSES)
@@ -106,7 +106,7 @@ def test_channels_and_rows_are_not_mixed_up(tmp_path: Path) -> None:
     assert np.array_equal(read_images([tmp_path / "a.png"])[0].permute(1, 2, 0).numpy(), pixels)
 
 
-def test_files_that_are_no_such_images(tmp_path: Path) -> None:
+def test_files_that_are_no_images_of_64x64_pixels_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "large.JPEG", 1, size=(65, 64))
     with pytest.raises(ValueError, match=r"large\.JPEG is not 64x64 pixels"):
         read_images([tmp_path / "large.JPEG"])

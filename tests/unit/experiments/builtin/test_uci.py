@@ -71,7 +71,7 @@ def test_recipes_are_as_long_as_the_published_trainings() -> None:
 # ---- the data
 
 
-def test_sizes_types_and_classes(loaded: tuple[str, Data]) -> None:
+def test_the_splits_have_the_expected_sizes_types_and_class_counts(loaded: tuple[str, Data]) -> None:
     name, data = loaded
     splits = (data.train, data.val, data.test)
     assert tuple(len(split.x) for split in splits) == SIZES[name]
@@ -92,7 +92,9 @@ def test_no_validation_example_is_trained_on(loaded: tuple[str, Data]) -> None:
     assert len(set(validated)) == len(validated)
 
 
-def test_always_the_same_split(loaded: tuple[str, Data], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_load_gives_the_same_split(
+    loaded: tuple[str, Data], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, data = loaded
     torch.manual_seed(1)
     monkeypatch.setenv("TUNE_SPARSITY_DATA", str(folder))
@@ -100,7 +102,7 @@ def test_always_the_same_split(loaded: tuple[str, Data], folder: Path, monkeypat
 
 
 @pytest.mark.parametrize(("name", "features"), [("dna", 180), ("mushroom", 126)])
-def test_splits_are_the_files_content(name: str, features: int, folder: Path) -> None:
+def test_the_splits_have_exactly_the_examples_of_their_files(name: str, features: int, folder: Path) -> None:
     data = LOADERS[name](folder)
 
     def examples(x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, ...]]:
@@ -115,7 +117,7 @@ def test_splits_are_the_files_content(name: str, features: int, folder: Path) ->
         )
 
 
-def test_climate_is_the_files_content(folder: Path) -> None:
+def test_the_climate_splits_have_exactly_the_examples_of_their_file(folder: Path) -> None:
     data = load_climate(folder)
     rows = [line.split() for line in (folder / "uci" / "pop_failures.dat").read_text().splitlines()]
     expected = sorted(tuple(round(float(cell), 4) for cell in row[2:]) for row in rows)

@@ -21,7 +21,7 @@ from tune_sparsity.experiments.builtin.wide_resnet import BasicBlock, wide_resid
         ((3, 4, 3), 64, 3, 200, 64, 4_644_120),  # WRN-22-4, Tiny ImageNet
     ],
 )
-def test_published_sizes(
+def test_the_networks_have_their_published_sizes(
     blocks: Sequence[int], width: int, channels: int, classes: int, size: int, parameters: int
 ) -> None:
     model = wide_residual_net(blocks, width, channels, classes)

@@ -18,7 +18,9 @@ from tune_sparsity.experiments.checks import Level, assert_sound, first_fault, f
 @pytest.mark.parametrize("part", ["x", "y"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_a_study_looks_at_every_number_of_the_data(split: str, part: str, bad: float, dtype: torch.dtype) -> None:
+def test_a_nan_or_infinite_number_anywhere_in_the_data_is_found(
+    split: str, part: str, bad: float, dtype: torch.dtype
+) -> None:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets.long())
 
@@ -47,7 +49,7 @@ def test_a_last_batch_that_cannot_be_trained_on_is_found_before_a_study() -> Non
     assert_sound(replace(alone, recipe=Recipe(2, 59, drop_last=True)))
 
 
-def test_a_study_hears_what_one_network_and_one_batch_show() -> None:
+def test_a_study_warns_of_faults_that_one_network_and_one_batch_show() -> None:
     """And begins all the same."""
 
     class Unused(nn.Module):

@@ -22,15 +22,15 @@ def few(experiment: Experiment, data_dir: Path | None, n: int = 2000) -> Experim
     return replace(experiment, load=lambda d: replace(data, **parts))
 
 
-def test_digits_is_sound() -> None:
+def test_digits_passes_all_checks_without_a_warning() -> None:
     assert {finding.level for finding in findings(find("digits")).values()} == {Level.OK}
 
 
 @pytest.mark.parametrize("name", ["mnist", "mnist-lenet5", "uci-dna", "uci-mushroom", "uci-climate"])
-def test_built_in_experiments_are_sound(name: str, data_dir: Path) -> None:
+def test_built_in_experiments_fail_no_check(name: str, data_dir: Path) -> None:
     assert_sound(few(find(name), data_dir))
 
 
 @pytest.mark.slow
-def test_an_augmented_residual_net_is_sound(data_dir: Path) -> None:
+def test_an_augmented_residual_net_fails_no_check(data_dir: Path) -> None:
     assert_sound(few(find("fashion-mnist-wrn"), data_dir, n=100))

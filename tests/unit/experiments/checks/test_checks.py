@@ -277,19 +277,19 @@ def findings(experiment: Experiment) -> dict[str, Finding]:
     return found
 
 
-def test_a_sound_experiment_passes_all() -> None:
+def test_a_sound_experiment_passes_all_checks() -> None:
     assert {finding.level for finding in findings(SOUND).values()} == {Level.OK}
     assert_sound(SOUND)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_random_data_are_found_whatever_the_process_was_seeded_with(seed: int) -> None:
+def test_random_data_are_found_with_any_seed_of_the_process(seed: int) -> None:
     torch.manual_seed(seed)
     assert findings(BROKEN["random data"][0])["loading"].level is Level.FAILED
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_found(name: str) -> None:
+def test_each_broken_experiment_fails_its_check(name: str) -> None:
     experiment, check, said = BROKEN[name]
     found = findings(experiment)
     assert found[check].level is Level.FAILED, found[check].text
@@ -302,7 +302,7 @@ def test_what_is_broken_is_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SUSPECT)
-def test_what_is_suspect_is_a_warning(name: str) -> None:
+def test_each_suspect_experiment_gets_a_warning(name: str) -> None:
     experiment, check, said = SUSPECT[name]
     found = findings(experiment)
     assert found[check].level is Level.WARNING, found[check].text
@@ -310,13 +310,13 @@ def test_what_is_suspect_is_a_warning(name: str) -> None:
     assert not [finding for finding in found.values() if finding.level is Level.FAILED]
 
 
-def test_every_check_has_a_broken_experiment() -> None:
+def test_every_check_has_a_broken_or_a_suspect_experiment() -> None:
     caught = {check for _, check, _ in (*BROKEN.values(), *SUSPECT.values())}
     in_a_file = {"files"}  # works only on experiments from a file; the tests of the command `check` cover it
     assert caught | in_a_file == {check.name for check in CHECKS}
 
 
-def test_checks_need_only_what_comes_before() -> None:
+def test_checks_depend_only_on_earlier_checks() -> None:
     seen: set[str] = set()
     for check in CHECKS:
         assert set(check.needs) <= seen, check.name
@@ -325,21 +325,21 @@ def test_checks_need_only_what_comes_before() -> None:
     assert len(seen) == len(CHECKS)
 
 
-def test_what_rests_on_a_failed_check_is_skipped() -> None:
+def test_a_check_that_depends_on_a_failed_check_is_skipped() -> None:
     found = findings(BROKEN["load raises"][0])
     assert found["leaks"].level is Level.SKIPPED
     assert found["leaks"].text == "not checked, since 'data' failed"
     assert found["seeds"].level is Level.OK
 
 
-def test_what_needs_numbers_is_not_said_to_be_bound_to_a_device() -> None:
+def test_a_network_that_branches_on_its_inputs_does_not_fail_the_device_check() -> None:
     chooses = with_forward(lambda m, x: m.net(x) if x.sum().item() > -1e9 else x)
     found = findings(chooses)
     assert found["devices"].level in (Level.SKIPPED, Level.OK)
     assert not [finding for finding in found.values() if finding.level is Level.FAILED]
 
 
-def test_other_kinds_of_targets_are_sound() -> None:
+def test_a_regression_experiment_fails_no_check() -> None:
     def to_regress(split: Split) -> Split:
         return Split(split.x, split.x[:, :2].clone())
 
@@ -354,7 +354,7 @@ def test_other_kinds_of_targets_are_sound() -> None:
     assert_sound(regression)
 
 
-def test_random_numbers_of_others_are_not_disturbed() -> None:
+def test_the_checks_restore_the_global_random_generators() -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
@@ -366,7 +366,7 @@ def test_random_numbers_of_others_are_not_disturbed() -> None:
     assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
 
 
-def test_the_quick_half_finds_what_would_fail_in_every_trial() -> None:
+def test_the_quick_checks_find_faults_that_would_fail_every_trial() -> None:
     quick = {check.name for check in CHECKS if check.quick}
     assert {"outputs", "prunable", "labels", "metric", "loss", "data"} <= quick
     for name, (experiment, check, said) in BROKEN.items():
@@ -380,7 +380,7 @@ def test_the_quick_half_finds_what_would_fail_in_every_trial() -> None:
     assert first_fault(SOUND, DATA) is None
 
 
-def test_a_metric_other_than_accuracy_suits_classes_that_one_outweighs() -> None:
+def test_unbalanced_classes_give_no_warning_with_the_macro_f1_metric() -> None:
     unbalanced = SUSPECT["unbalanced"][0]
     macro_f1 = Metric("macro_f1", lambda o, t: f1_score(t, o.argmax(1), average="macro", zero_division=0.0))
     assert findings(replace(unbalanced, metric=macro_f1))["classes"].level is Level.OK

@@ -47,14 +47,14 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-def test_a_metric_with_name_and_direction_is_sound() -> None:
+def test_a_metric_with_name_and_direction_fails_no_check() -> None:
     assert_sound(SOUND)
     each = Metric("mae", lambda o, t: (o - t).abs().squeeze(1), maximize=False, each=True)
     assert first_fault(replace(SOUND, metric=each), load(None)) is None
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_is_wrong_with_a_metric_is_one_line(name: str) -> None:
+def test_a_fault_of_a_metric_is_described_in_one_line(name: str) -> None:
     metric, check, said = FAULTS[name]
     fault = first_fault(replace(SOUND, metric=metric), load(None))
     assert fault is not None

@@ -39,7 +39,7 @@ class RoundedInBatches(Statistics):
         return super().forward(x) * (1 + 2**-7 * (len(x) > 1))
 
 
-def test_the_rounding_of_a_half_precision_is_no_dependence_on_the_batch() -> None:
+def test_rounding_in_bfloat16_does_not_fail_the_batches_check() -> None:
     assert failures(model=RoundedInBatches) == {}
     assert list(failures(model=lambda: Statistics(0.5))) == ["batches"]
 
@@ -59,7 +59,7 @@ class Teacher(nn.Module):
         return self.head((self.body(x) + self.teacher(x)).relu())
 
 
-def test_a_network_may_move_what_is_neither_trained_nor_pruned() -> None:
+def test_only_untrained_unpruned_parameters_may_change_in_a_forward_pass() -> None:
     assert failures(model=Teacher) == {}
     told = failures(model=lambda: Teacher(frozen=False))
     assert told["gradients"].startswith("a forward pass in training changes teacher.weight")
@@ -79,11 +79,11 @@ class Unusual(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.int8])
-def test_parameters_in_other_types_of_numbers_are_sound(dtype: torch.dtype) -> None:
+def test_parameters_of_other_dtypes_fail_no_check(dtype: torch.dtype) -> None:
     assert failures(model=lambda: Unusual(dtype)) == {}
 
 
-def test_sparse_gradients_are_sound() -> None:
+def test_sparse_gradients_fail_no_check() -> None:
     def load(data_dir: object) -> Any:
         splits = {name: getattr(DATA, name) for name in ("train", "val", "test")}
         tokens = {name: split._replace(x=(4 * split.x).long().clamp(0, 9)) for name, split in splits.items()}
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_study_does_not_begin_with_what_would_end_wrong(name: str) -> None:
+def test_a_network_that_a_study_cannot_train_or_save_correctly_is_refused(name: str) -> None:
     make, told = REFUSED[name]
     fault = first_fault(replace(SOUND, model=make), DATA)
     assert fault is not None

@@ -72,7 +72,7 @@ def test_cutout_blackens_one_square(data: st.DataObject, size: int) -> None:
 # ---- all together
 
 
-def test_same_generator_same_images() -> None:
+def test_the_same_generator_gives_the_same_images() -> None:
     augment, x = Augmentation(4, True, 3), images(64)
     one = augment(x, seeded())
     torch.manual_seed(5)  # the global generator does not matter
@@ -83,7 +83,7 @@ def test_same_generator_same_images() -> None:
     assert not torch.equal(augment(x, generator), augment(x, generator))
 
 
-def test_nothing_chosen_nothing_changed() -> None:
+def test_an_augmentation_with_all_sizes_zero_changes_nothing() -> None:
     x = images(8)
     generator = seeded()
     before = generator.get_state()
@@ -115,7 +115,7 @@ def test_order_is_crop_flip_cutout() -> None:
     assert torch.equal(Augmentation(2, True, 3)(x, seeded(7)), expected)
 
 
-def test_normalise() -> None:
+def test_normalise_standardises_each_channel() -> None:
     x = images(4)
     out = Normalise((0.1, 0.2, 0.3), (1.0, 2.0, 4.0))(x)
     expected = (x.numpy() / 255 - np.array([0.1, 0.2, 0.3]).reshape(3, 1, 1)) / np.array([1, 2, 4]).reshape(3, 1, 1)
@@ -126,6 +126,6 @@ def test_normalise() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_same_images_on_a_gpu() -> None:
+def test_a_gpu_gives_the_same_augmented_images_as_the_cpu() -> None:
     augment, x = Augmentation(4, True, 3), images(64)
     assert torch.equal(augment(x.cuda(), seeded()).cpu(), augment(x, seeded()))

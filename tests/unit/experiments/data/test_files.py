@@ -14,7 +14,7 @@ CONTENT = b"1 2:3\n"
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-def test_whole_file_comes_back(tmp_path: Path) -> None:
+def test_read_checked_returns_the_content_of_an_undamaged_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(CONTENT)
     assert read_checked(tmp_path / "a.txt", MD5, "somebody's a.txt") == CONTENT
     check_md5(CONTENT, MD5)
@@ -39,7 +39,7 @@ def test_damaged_file_is_told_in_one_line(tmp_path: Path, content: bytes) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_counts_as_damaged(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(DataUnavailable, match="is damaged"):
         read_checked(tmp_path / "a.txt", MD5, "somebody's a.txt")
@@ -60,18 +60,18 @@ def test_failed_download_leaves_no_empty_folders(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_download_leaves_files(tmp_path: Path) -> None:
+def test_a_failed_download_keeps_the_files_that_it_has_written(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable):
         failed_download(tmp_path, tmp_path / "a" / "some.part", OSError("no network"))
     assert (tmp_path / "a" / "some.part").is_file()
 
 
-def test_other_failures_stay_what_they_are(tmp_path: Path) -> None:
+def test_downloading_does_not_change_errors_of_the_program(tmp_path: Path) -> None:
     with pytest.raises(KeyError), downloading("The set", tmp_path, "a"):
         raise KeyError("a mistake in the program")
 
 
-def test_what_a_download_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_messages_of_a_download_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with downloading("The set", tmp_path, "a"):
         print("Downloading")
     assert capsys.readouterr() == ("", "Downloading\n")

@@ -27,7 +27,7 @@ def written(x: np.ndarray, labels: list[int]) -> str:
 
 
 @given(tables, st.data())
-def test_examples_come_back(x: np.ndarray, data: st.DataObject) -> None:
+def test_parse_libsvm_returns_the_examples_of_a_text(x: np.ndarray, data: st.DataObject) -> None:
     labels = data.draw(st.lists(st.integers(-5, 10**6), min_size=len(x), max_size=len(x)))
     back, kinds = parse_libsvm(written(x, labels), x.shape[1])
     assert (back.dtype, kinds.dtype) == (torch.float32, torch.int64)
@@ -36,14 +36,14 @@ def test_examples_come_back(x: np.ndarray, data: st.DataObject) -> None:
     assert kinds.tolist() == labels
 
 
-def test_known_text() -> None:
+def test_parse_libsvm_reads_a_known_text() -> None:
     x, y = parse_libsvm("+1 1:1 3:-2.5\r\n\n-1\n0 2:1e-1 3:.5", 3)
     assert torch.equal(x, torch.tensor([[1.0, 0, -2.5], [0, 0, 0], [0, 0.1, 0.5]]))
     assert y.tolist() == [1, -1, 0]
 
 
 @pytest.mark.parametrize("text", ["", "\n", " \n\n"])
-def test_no_examples(text: str) -> None:
+def test_a_text_without_examples_gives_empty_tensors(text: str) -> None:
     x, y = parse_libsvm(text, 3)
     assert (x.shape, y.shape) == ((0, 3), (0,))
 
@@ -85,7 +85,7 @@ def test_malformed_lines_are_refused(line: str) -> None:
 
 
 @given(st.text(alphabet="01 :.-+e\nx", max_size=40))
-def test_any_text_is_refused_or_finite(text: str) -> None:
+def test_any_text_is_refused_or_gives_finite_numbers(text: str) -> None:
     try:
         x, y = parse_libsvm(text, 4)
     except ValueError:

@@ -11,7 +11,7 @@ from tune_sparsity.experiments.data.splits import hold_out, occurs_once
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.data())
-def test_split_is_a_partition_in_the_classes_shares(kinds: list[int], data: st.DataObject) -> None:
+def test_hold_out_is_a_partition_with_the_class_proportions(kinds: list[int], data: st.DataObject) -> None:
     labels = torch.tensor(kinds)
     count = data.draw(st.integers(0, len(kinds)))
     kept, held = hold_out(labels, count)
@@ -43,7 +43,7 @@ def test_only_allowed_examples_are_held_out() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12))
-def test_copies_are_found(rows: list[tuple[int, int]]) -> None:
+def test_occurs_once_finds_copies_of_examples(rows: list[tuple[int, int]]) -> None:
     expected = [rows.count(row) == 1 for row in rows]
     assert occurs_once(torch.tensor(rows)).tolist() == expected
     assert occurs_once(torch.tensor(rows).view(-1, 1, 2)).tolist() == expected

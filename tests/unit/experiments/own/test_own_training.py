@@ -43,7 +43,7 @@ def begun(experiment: OwnLoop, method: str = "lpss", epochs: int = 4, seed: int 
 
 
 @pytest.mark.parametrize("method", PARAMS)
-def test_a_loop_ends_on_its_sparsity_exactly(file: Path, method: str) -> None:
+def test_a_loop_ends_exactly_at_its_target_sparsity(file: Path, method: str) -> None:
     training = begun(loop(file, "train"), method)
     epochs = [training.epoch() for _ in range(4)]
     weights = 8 * 24 + 24 * 4
@@ -94,7 +94,7 @@ def test_a_stopped_trial_ends_its_loop(file: Path) -> None:
     assert not training._thread.is_alive()
 
 
-def test_measuring_changes_neither_modes_nor_random_numbers(file: Path) -> None:
+def test_an_evaluation_keeps_the_training_mode_and_the_random_state(file: Path) -> None:
     """The loop measures twice while masks move, and once of a method without masks: both see the same dropout."""
     experiment = loop(file, "train")
     sparse, dense = begun(experiment), begun(experiment, "dense")
@@ -113,7 +113,7 @@ def test_measuring_changes_neither_modes_nor_random_numbers(file: Path) -> None:
         ("raises", 1, OSError, "the disk of the examples is gone"),
     ],
 )
-def test_a_loop_that_cannot_be_followed_says_why(
+def test_a_loop_that_misses_a_report_ends_early_or_raises_gives_the_reason(
     file: Path, name: str, epochs: int, error: type[Exception], message: str
 ) -> None:
     training = begun(loop(file, name))
@@ -136,7 +136,7 @@ def test_a_report_after_the_last_epoch_loses_no_result(file: Path) -> None:
     assert "once in each epoch of trial.epochs" in str(training.close())
 
 
-def test_nan_weights_are_not_finite(file: Path) -> None:
+def test_nan_weights_raise_not_finite(file: Path) -> None:
     training = begun(loop(file, "train"))
     training.epoch()
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_nan_weights_are_not_finite(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "made"), [("half_the_steps", 20), ("more_steps", 80)])
-def test_other_steps_than_announced_end_on_the_sparsity_all_the_same(file: Path, name: str, made: int) -> None:
+def test_a_loop_with_more_or_fewer_steps_than_announced_meets_its_sparsity(file: Path, name: str, made: int) -> None:
     training = begun(loop(file, name))
     last = [training.epoch() for _ in range(4)][-1]
     assert (last["steps"], last["steps_announced"]) == (made, 40)
@@ -168,7 +168,9 @@ def test_a_loop_that_catches_every_exception_still_ends(file: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_a_loop_that_never_ends_is_told(file: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+def test_a_loop_that_does_not_end_after_a_stop_raises_loop_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
     training = begun(loop(file, "never_ends"))
     for _ in range(epochs):
         training.epoch()
@@ -190,7 +192,7 @@ def test_a_loop_that_never_ends_is_told(file: Path, monkeypatch: pytest.MonkeyPa
         ("other_model", r"other_model\.model makes another network than the loop trains: the shape of 0\.weight is"),
     ],
 )
-def test_a_first_look_finds_what_is_wrong(file: Path, name: str, message: str) -> None:
+def test_a_first_look_at_a_loop_finds_its_faults(file: Path, name: str, message: str) -> None:
     with pytest.raises(LoopError, match=message):
         loop(file, name)
 
@@ -207,7 +209,7 @@ def test_a_function_that_is_no_loop_is_refused(file: Path, name: str, message: s
         find(f"{file}:{name}")
 
 
-def test_a_first_look_takes_no_step_and_disturbs_nobody(file: Path) -> None:
+def test_a_first_look_at_a_loop_finds_its_data_and_keeps_the_random_state(file: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     experiment = loop(file, "train")
@@ -218,7 +220,9 @@ def test_a_first_look_takes_no_step_and_disturbs_nobody(file: Path) -> None:
     assert experiment.layers.normalised == ("0.weight",)
 
 
-def test_a_loop_that_goes_on_after_a_first_look_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_does_not_end_after_a_first_look_raises_loop_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(look_module, "_PATIENCE", 0.2)
     with pytest.raises(LoopError, match=r"swallows: the loop still runs 0\.2 s after it was ended"):
         loop(file, "swallows")
@@ -226,7 +230,7 @@ def test_a_loop_that_goes_on_after_a_first_look_is_told(file: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_a_normalisation_that_the_loop_keeps_in_evaluation_mode_is_a_constant(file: Path, averaged: bool) -> None:
+def test_a_batch_norm_that_a_loop_keeps_in_evaluation_mode_does_not_change(file: Path, averaged: bool) -> None:
     experiment = loop(file, "still")
     assert experiment.layers.normalised == ()
     averaging = {"averaging": "ema"} if averaged else {}
@@ -241,7 +245,7 @@ def test_a_normalisation_that_the_loop_keeps_in_evaluation_mode_is_a_constant(fi
     training.close()
 
 
-def test_a_loop_whose_last_layer_is_not_found_is_told(file: Path) -> None:
+def test_a_loop_whose_last_layer_is_not_found_gets_a_warning(file: Path) -> None:
     told = {
         name: {finding.check: finding.text for finding in first_look(one, one.load(None)) if finding.level != Level.OK}
         for name, one in ((name, loop(file, name)) for name in ("hidden", "unnamed"))
@@ -251,7 +255,7 @@ def test_a_loop_whose_last_layer_is_not_found_is_told(file: Path) -> None:
     assert told["unnamed"] == {}
 
 
-def test_a_network_that_the_loop_alone_makes_can_be_made_where_it_was_looked_at(file: Path) -> None:
+def test_a_loop_without_a_model_can_make_networks_after_a_first_look(file: Path) -> None:
     experiment = loop(file, "unnamed")
     assert not experiment.rebuilt
     one, other = experiment.network(), experiment.network()

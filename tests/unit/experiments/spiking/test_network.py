@@ -58,7 +58,7 @@ def by_steps(net: SpikingNetwork, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_the_network_is_that_of_its_steps(options: dict[str, Any]) -> None:
+def test_the_network_equals_its_computation_step_by_step(options: dict[str, Any]) -> None:
     net = moved(network(6, 12, 9, 7, 4, **options)).double()
     x = inputs(5, 9, 6).double()
     outputs, spikes = by_steps(net, x)
@@ -85,7 +85,7 @@ def test_a_plain_network_is_feed_forward() -> None:
     assert torch.allclose(net(x), total, atol=1e-5)
 
 
-def test_the_read_outs_mean_over_time() -> None:
+def test_the_readout_is_the_mean_of_its_leaky_integrator_over_time() -> None:
     net = network(2, 4, 3, normalise=False)
     currents, steps = inputs(1, 7, 3), 7
     net.readout.currents = lambda seen: currents[0]  # type: ignore[method-assign]
@@ -94,7 +94,7 @@ def test_the_read_outs_mean_over_time() -> None:
     assert torch.allclose(net.readout({}, steps)[0], wanted, atol=1e-6)
 
 
-def test_the_constants_begin_where_they_are_asked_to() -> None:
+def test_the_neuron_constants_start_at_the_given_time_constants() -> None:
     net = network(3, 5, 2, tau_membrane=7.0, tau_synapse=2.5)
     v, membrane, synapse = net.hidden[0].constants()
     assert v.tolist() == [0.0] * 5
@@ -103,7 +103,7 @@ def test_the_constants_begin_where_they_are_asked_to() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
-def test_sgd_moves_the_leaks_logits_by_their_own_rate(ratio: float) -> None:
+def test_intrinsic_lr_scales_the_sgd_steps_of_the_leak_logits(ratio: float) -> None:
     net = network(3, 5, 2, normalise=False, intrinsic_lr=ratio)
     layer = net.hidden[0]
     before = layer.constants().membrane.logit()
@@ -117,7 +117,7 @@ def test_sgd_moves_the_leaks_logits_by_their_own_rate(ratio: float) -> None:
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_what_is_trained_and_what_is_pruned(options: dict[str, Any]) -> None:
+def test_only_matrices_are_pruned_and_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
     net = network(6, 12, 9, 7, 4, **options)
     pairs = {(12, 6), (9, 12), (7, 9), (4, 7)}
     if options.get("skip", True):
@@ -163,7 +163,7 @@ def test_batch_normalisation_can_be_folded_into_the_weights() -> None:
     assert torch.allclose(folded(x), net(x), atol=1e-10)
 
 
-def test_readers_are_the_matrices_that_read_a_layer() -> None:
+def test_readers_lists_the_matrices_that_take_the_spikes_of_each_layer() -> None:
     net = network(6, 12, 9, 4)
     assert [[m.weight.shape for m in found] for _, found in net.readers()] == [[(9, 12), (4, 12)], [(4, 9)]]
     assert [layer for layer, _ in net.readers()] == list(net.hidden)
@@ -182,19 +182,19 @@ def test_readers_are_the_matrices_that_read_a_layer() -> None:
         ((4, 5, 3), {"intrinsic_lr": math.inf}),
     ],
 )
-def test_what_is_out_of_range(sizes: tuple[int, ...], options: dict[str, Any]) -> None:
+def test_options_out_of_range_raise_value_error(sizes: tuple[int, ...], options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options), "sizes")):
         SpikingNetwork(sizes, **options)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 3, 6), (5, 0, 4)])
-def test_inputs_of_another_shape(shape: tuple[int, ...]) -> None:
+def test_inputs_of_another_shape_raise_value_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must have the shape \(examples, steps, 4\)"):
         network(4, 5, 3)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("dense", "binary")])
-def test_every_method_prunes_it_exactly(method: str) -> None:
+def test_every_method_prunes_a_spiking_network_to_the_exact_sparsity(method: str) -> None:
     net = network(8, 20, 16, 4)
     params = {"final_sparsity": 0.8} | ({"p": 1.7, "sphere_lr": 0.02, "lr": 0.05} if method == "lpss" else {})
     sparse = METHODS[method].build(net, params, total_steps=40, generator=torch.Generator().manual_seed(0))
@@ -211,7 +211,7 @@ def test_every_method_prunes_it_exactly(method: str) -> None:
     assert loss.item() < first
 
 
-def test_more_spikes_can_cost_something() -> None:
+def test_a_penalty_on_spikes_lowers_the_spike_rate() -> None:
     x, y = inputs(64, 8, 6), torch.arange(64) % 3
     rates = []
     for weight in (0.0, 20.0):
@@ -238,7 +238,7 @@ def test_a_copy_and_a_state_dict_are_the_whole_network() -> None:
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14), reason="torch 2.9 cannot trace it; 2.14 can"
 )
-def test_it_can_be_exported() -> None:
+def test_torch_export_can_export_a_spiking_network() -> None:
     net = moved(network(4, 10, 8, 3))
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(net, (inputs(2, 7, 4),), dynamic_shapes=(batch,))

@@ -77,7 +77,7 @@ def test_every_spike_costs_the_weights_that_read_it(options: dict[str, Any]) -> 
     assert min(found.rates.values()) > 0.05
 
 
-def test_neurons_that_never_spike_and_that_always_do() -> None:
+def test_silent_neurons_cost_no_operations_and_constant_spikes_cost_all() -> None:
     network, split = sparse_network(skip=False), sequences(6)
     macs = macs_of(network, split.x)
     first = STEPS * int(network.hidden[0].weights["input"].weight.count_nonzero())
@@ -90,7 +90,7 @@ def test_neurons_that_never_spike_and_that_always_do() -> None:
         assert found.synaptic_operations(macs) == wanted
 
 
-def test_what_lies_around_a_spiking_network_counts_as_it_is() -> None:
+def test_layers_around_a_spiking_network_count_all_their_multiply_adds() -> None:
     inner, split = sparse_network(), sequences(6)
     alone = activity(experiment_of(inner), inner, split)
     around = nn.Sequential(nn.Identity(), inner, nn.Linear(3, 4))
@@ -102,7 +102,7 @@ def test_what_lies_around_a_spiking_network_counts_as_it_is() -> None:
     assert more == 12
 
 
-def test_a_spiking_network_that_is_not_used() -> None:
+def test_a_spiking_network_that_is_not_used_counts_no_operations() -> None:
     network = nn.ModuleDict({"used": sparse_network(), "left": sparse_network()})
     network.forward = network["used"].forward  # type: ignore[method-assign]
     found, alone = (activity(experiment_of(one), one, sequences(4)) for one in (network, network["used"]))
@@ -112,7 +112,7 @@ def test_a_spiking_network_that_is_not_used() -> None:
     assert found.rates.keys() == {"used.hidden.0", "used.hidden.1"}
 
 
-def test_batches_do_not_matter_and_modes_stay() -> None:
+def test_the_batch_size_does_not_change_the_operations_and_the_mode_is_kept() -> None:
     network = sparse_network()
     network.train()
     split = sequences(41)
@@ -127,12 +127,12 @@ def test_batches_do_not_matter_and_modes_stay() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_other_networks_have_none() -> None:
+def test_networks_without_spiking_layers_have_no_synaptic_operations() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(5 * STEPS, 3))
     assert activity(experiment_of(network), network, sequences(4)) is None
 
 
-def test_a_training_tells_them_of_its_last_network() -> None:
+def test_the_cost_of_a_training_has_the_operations_of_its_trained_network() -> None:
     torch.manual_seed(1)
     experiment = experiment_of(SpikingNetwork((5, 9, 8, 3)))
     data = experiment.load(None)

@@ -53,7 +53,7 @@ def test_the_scan_equals_autograd_of_the_steps(shape: tuple[int, int, int], slop
         assert torch.allclose(ours, exact, rtol=0, atol=1e-12 * scale)
 
 
-def test_the_gradient_of_one_of_the_results_is_enough() -> None:
+def test_each_of_the_two_results_of_the_scan_has_a_correct_gradient() -> None:
     currents, constants = drawn((3, 9, 6), seed=3)
     traces, spikes = spiking_scan(currents, constants)
     _, s, a = step_by_step(currents, *constants)
