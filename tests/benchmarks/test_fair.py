@@ -1,4 +1,4 @@
-"""The comparisons of methods with the same means, and of RigL's first masks."""
+"""Test the benchmark that compares methods under equal conditions, and the one that compares RigL's first masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The yardstick's arithmetic: parts sum to the wall clock, and memory is that of all processes."""
+"""Test the arithmetic of the throughput benchmark: the parts of the time, and the memory of all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of what accuracy takes: its table in the documents is that of the committed data."""
+"""Test the plots of accuracy against size and operations, and their table in the documentation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_committed_data_have_every_kind_of_network() -> None:
         assert all([point["label"] for point in document["points"]] == labels for document in documents)
 
 
-def test_both_plots_show_all_kinds_of_networks_and_the_legend_their_operations() -> None:
+def test_both_plots_show_all_kinds_and_the_legend_names_each_operation() -> None:
     data = figure(POINTS).data
     for axis, values in (("x", "size"), ("x2", "operations")):
         drawn = {trace.legendgroup: trace for trace in data if trace.xaxis == axis}
@@ -43,7 +43,7 @@ def test_each_kind_of_network_counts_its_own_operations() -> None:
     assert rows == [Point("spiking", "s", 50, 50, 50, 10, 30, 0, 1), Point("binary", "b", 25, 25, 25, 20, 80, 50, 1)]
 
 
-def test_the_point_of_groups_is_the_mean_of_groups_as_good_as_the_best_network() -> None:
+def test_groups_as_good_as_the_best_network_give_one_mean_point() -> None:
     about = {"size_bytes": 100, "test_accuracy": 0.9}
     groups = [{**about, "name": f"group-{n}", "expected_macs": 10.0 * n, "test_accuracy": n / 4} for n in (1, 2, 3)]
     seeds = [

@@ -1,4 +1,4 @@
-"""Which driver a study in an object store belongs to."""
+"""Test the lease, which gives a study in an object store to one driver at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether another driver lives cannot be seen on this machine."""
+    """Drivers of this process look like drivers of other machines, whose processes cannot be looked up."""
     monkeypatch.setattr(lease, "_is_gone", lambda owner: False)
 
 
@@ -61,7 +61,7 @@ def test_studies_that_begin_at_once_on_two_machines_take_names_of_their_own(
             assert all(STUDY_NAME.fullmatch(name) for name in (one, other))
 
 
-def test_a_driver_replaces_a_silent_driver_and_the_silent_one_cannot_renew(
+def test_a_driver_replaces_a_silent_driver_which_cannot_renew_its_lease(
     store: S3Prefix, tmp_path: Path, clock: Clock
 ) -> None:
     first, second = Lease(store, tmp_path / "a"), Lease(store, tmp_path / "b")

@@ -1,4 +1,4 @@
-"""The record in stores other than a file: MLflow's server, one that goes away, one with a password, PostgreSQL."""
+"""Test the record in other stores than a file: an MLflow server, an outage, a password, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def whole_study(tracker: Tracker, folder: Path) -> None:
 
 
 def rest_of_study(tracker: Tracker, folder: Path) -> None:
-    """What comes after the beginning."""
+    """Track the rest of the study that `begun` has begun."""
     tracker.log_epoch(0, 2, {"val_accuracy": 0.6})
     tracker.end_trial(record(0, TrialState.COMPLETED, epochs=2, value=0.6))
     tracker.start_trial(record(1))

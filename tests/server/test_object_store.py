@@ -1,4 +1,4 @@
-"""A place in an object store, against a real S3 server: names, errors, checkpoints, a study's driver and its mirror."""
+"""Test the prefix of a study in an object store, on a real S3 server: URIs, names, errors and checkpoints."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_endpoint_with_a_password_is_refused_without_printing_the_password(mo
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_config_keeps_a_storage_uri_without_its_endpoint_and_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stored_uri_of_a_study_has_no_endpoint_and_no_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere:9000")
     config = make_config({"target": 0.9, "storage": "s3://bucket/a/b/", "study": "s"}).resolved()
     assert config.model_dump(mode="json")["storage"] == "s3://bucket/a/b"

@@ -1,4 +1,4 @@
-"""Whole studies of the command's whose record is cut off: the server is away, or the command is killed."""
+"""Test studies of the command whose record is interrupted: the MLflow server has an outage, or the command dies."""
 
 from __future__ import annotations
 

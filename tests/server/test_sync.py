@@ -1,4 +1,4 @@
-"""A study's folder on its way to an object store."""
+"""Test the upload of a study's folder to an object store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def watched(store: S3Prefix) -> Watched:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A study's files, and what is none of them."""
+    """A folder with a study's files, and with files that are not part of the study."""
     study = tmp_path / "study"
     put(study, study_dot_yaml="y", optuna_dot_journal="j1", result_dot_json="r", trials_dot_csv="t")
     put(study, _dot_weights__3_dot_safetensors="w3", best__model_dot_json="b", tracking__outbox_dot_jsonl="o")

@@ -1,4 +1,4 @@
-"""Every method on networks of other people's kinds: steps, counts, files, and going on from a checkpoint."""
+"""Test every method on networks of many kinds: steps, counts of zeros, files, and resuming from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks drawn at random go the whole way of a trial."""
+"""Test all steps of a trial, from the checks to the exported files, on randomly generated networks."""
 
 from __future__ import annotations
 

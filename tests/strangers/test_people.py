@@ -1,4 +1,4 @@
-"""Networks with something unusual in them go the whole way of a trial."""
+"""Test all steps of a trial, from the checks to the exported files, on networks with unusual parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of torchvision's networks is prunable."""
+"""Test which share of the weights of torchvision's networks is prunable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies of a size in bytes: every pruned network fits, and its file has the size that its trial says."""
+"""Test studies with --max-bytes: every pruned network fits, and its file has the size that its trial reports."""
 
 from __future__ import annotations
 

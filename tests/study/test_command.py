@@ -1,4 +1,4 @@
-"""Whole studies through the command: files, states in Ray, Optuna and MLflow, exit codes."""
+"""Test whole studies of the command: files, states in Optuna and MLflow, exit codes."""
 
 from __future__ import annotations
 

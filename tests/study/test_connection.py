@@ -1,4 +1,4 @@
-"""A Ray of our own: what it starts, when, and that it is gone afterwards."""
+"""Test a private Ray: which processes it starts, when it starts, and that no process is left afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commit 748a2fc has left, before our modules had a common package: studies go on, and its models are loaded."""
+"""Test a study and a model of commit 748a2fc, whose modules had no common package: both can still be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported files: they are the network, in every format, and what is said of their size and speed is so."""
+"""Test exported files: in every format they hold the network, and their reported sizes are right."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_onnx_doc_strings_and_metadata_are_cleared_in_functions_and_subgraphs() 
     assert model.functions[0].node[0].op_type == "Identity"
 
 
-def test_the_default_export_file_is_in_the_studys_folder_with_the_usual_mode(
+def test_an_export_goes_to_the_studys_folder_with_the_mode_of_result_json(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(storage, "images", "--format", "safetensors") == 0

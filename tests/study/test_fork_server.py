@@ -1,4 +1,4 @@
-"""Workers as copies of one process: what they share, what is their own, and when Ray's own way is taken instead."""
+"""Test Ray workers that are forks of one process: shared modules, own state, and when Ray starts them itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ sys.exit(3)
 
 
 def workers(script: Path, server: dict[str, str], count: int = 1, **variables: str) -> list[dict[str, Any]]:
-    """What the workers say that forked_worker.py starts in place of Ray's script."""
+    """Return the outputs of the workers that fork_client.py starts in place of Ray's script."""
     command = [sys.executable, fork_client.__file__, "--language=PYTHON", str(script), "--node-id=7"]
     environment = {**os.environ, "RAY_JOB_ID": "ffffffff", **server, **variables}
     started = [
@@ -84,7 +84,7 @@ def refuse():
 
 
 def serving(code: str = SERVING) -> subprocess.Popen[str]:
-    """A process of which workers are copies: Ray is loaded in this one, and perhaps not as a worker loads it."""
+    """Start a process that forks workers. The test process cannot do it, because Ray may be loaded in it already."""
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

@@ -1,4 +1,4 @@
-"""Whole studies for goals other than one target, and the same study twice."""
+"""Test whole studies with other goals than one target, and two studies with equal options."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_front_study_ends_at_its_patience_and_resumes_with_a_larger_patience(
     assert len(rows) < 500
 
     def area(upto: int) -> float:
-        """By counting, independently of the product: of a fine grid of sparsities, the best accuracy at each."""
+        """Return the hypervolume as a sum over a fine grid of sparsities, independently of the tested code."""
         grid = [0.5 + 0.45 * (n + 0.5) / 3000 for n in range(3000)]
         done = [(float(row["sparsity"]), float(row["val_accuracy"])) for row in rows[:upto]]
         return sum(max((a for s, a in done if s >= x), default=0.0) for x in grid) * 0.45 / 3000

@@ -1,4 +1,4 @@
-"""What fails after the search, while networks are measured, logged or exported, costs the study nothing else."""
+"""Test failures after the search, when networks are measured, logged or exported: all other results stay."""
 
 from __future__ import annotations
 

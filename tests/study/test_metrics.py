@@ -33,7 +33,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def regression(file: Path) -> Ran:
-    """A front of an error that is minimised, of two methods, through the command."""
+    """A study of the command, with a front, two methods, and an error that is minimised."""
     asked = [
         "--front",
         "0.3:0.9",
@@ -58,7 +58,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def rmse_of(network: Path, part: slice) -> float:
-    """On some of the patients, without torch."""
+    """Return the RMSE of a network on some of the patients, computed without torch."""
     import torch
     from sklearn.datasets import load_diabetes
 

@@ -1,4 +1,4 @@
-"""A user's folder may have packages of the names that our folders have: `experiments`, `sparsity`, and so on."""
+"""Test user folders with packages named like our packages: `experiments`, `sparsity`, and so on."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ mine = Experiment("mine", load, model, Recipe(search_spaces.EPOCHS, 12))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of a user's with packages and modules called as ours are."""
+    """A user's folder with packages and modules named like ours."""
     for path, text in FILES.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -73,14 +73,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_command_and_its_workers_import_user_packages_named_like_ours(folder: Path) -> None:
+def test_command_and_workers_import_user_packages_with_our_package_names(folder: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", "mine.py:mine", "--trials", "2", "--scheduler", "none"]
     ran = run_command([*arguments, "--study", "s", "--json"], folder)
     assert ran.code == 0, ran.stderr
     assert ran.result()["states"] == {"completed": 2, "pruned": 0, "failed": 0}
 
 
-def test_a_python_process_imports_user_packages_named_like_ours(folder: Path) -> None:
+def test_a_python_process_imports_user_packages_with_our_package_names(folder: Path) -> None:
     code = "import mine; from tune_sparsity import lpss; mine.model(); print(lpss(mine.model(), total_steps=9).zeros())"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

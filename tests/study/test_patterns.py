@@ -1,4 +1,4 @@
-"""Studies whose zeros have a pattern: all networks have it, the record names it, and what cannot be is refused."""
+"""Test studies with --pattern: the networks have the pattern, the record names it, and errors for other options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_2_4_study_saves_a_network_with_at_most_2_nonzeros_in_4_weights(
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 
-def test_a_neurons_study_saves_and_exports_a_network_without_whole_neurons(
+def test_a_study_with_the_neurons_pattern_removes_whole_neurons(
     experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch_pruning")

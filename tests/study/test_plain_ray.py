@@ -1,4 +1,4 @@
-"""A private Ray whose quick start goes wrong: what is started instead, what is said, and what is left."""
+"""Test a private Ray whose quick start fails: Ray starts through its public API, says so, and leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray itself says of the trials, beside what the study's records and Optuna say."""
+"""Test that Ray, Optuna and the study's records agree about the trials, and which processes run them."""
 
 from __future__ import annotations
 

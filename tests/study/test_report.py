@@ -1,4 +1,4 @@
-"""The report of a study and the comparison of several: they say what the study's own files say."""
+"""Test the report of a study and the comparison of studies: their numbers are those of the studies' files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_sparsity.tuner.cli import main
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """Ended studies: one target, two targets, and one whose neurons die, of one experiment; and one of another."""
+    """Ended studies: with one target, two targets, dead neurons, a dense layer, and another experiment."""
     storage = tmp_path_factory.mktemp("report") / "studies"
     steady = f"{experiment_file}:steady"
     run_in_process(storage, "one", experiment=steady, trials=5, seed=1)
@@ -27,7 +27,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> 
 
 
 class Page(HTMLParser):
-    """A page's text, tables' cells, and all that a browser would fetch for it."""
+    """The text of a page, the cells of its tables, and the addresses that a browser would load for the page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_a_report_has_the_goal_and_the_results_and_loads_no_external_files(
 
 
 def test_a_report_says_how_sparse_all_of_the_network_is(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 480 and 120 weights the latter stay dense; 43 biases are no matrix."""
+    """The layer of 480 weights is pruned, and the layer of 120 weights stays dense. The network has 43 biases."""
     assert main(["report", "headed", "--storage", str(storage)]) == 0
     text = " ".join(Page(storage / "headed" / "report.html").text.split())
     assert "50.00% of its weights are zero: 240 of 480 are left" in text

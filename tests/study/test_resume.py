@@ -1,4 +1,4 @@
-"""A study that broke off: its records, its lock and its secrets, and that it goes on."""
+"""Test interrupted studies: their records, lock and secrets, and that they can be resumed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def accuracy(number: int) -> float:
 
 
 def train(study: StudyRun, number: int, first: int, last: int, past: int = 0) -> bool:
-    """Epochs as a worker reports them; whether the trial may go on."""
+    """Report epochs like a worker. Return whether the trial may go on."""
     epochs = [Epoch(at, measured(accuracy(number) * at / 6)) for at in range(1, max(past, last) + 1)]
     if past:
         study.epochs(number, epochs[:past], again=True)
@@ -271,7 +271,8 @@ ENDS = [
 
 
 def run_until_ended(arguments: list[str], cwd: Path, signals: list[signal.Signals]) -> tuple[int, str]:
-    """Run a command until its study has two trials more, and end it so. Return its exit code and what it said."""
+    """Run a command until its study has two more trials, and end the command by the signals. If there are none, kill
+    Ray. Return the exit code and the output on stderr."""
     table = cwd / "studies" / "s" / "trials.csv"
     before = len(rows_of(table))
     command = [sys.executable, "-m", "tune_sparsity", *arguments]

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works where there is no checkout."""
+"""Test the wheel: its content, and that it works without a checkout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> subpr
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: what lies about in the checkout, such as an old build folder, must not get into it."""
+    """Build the wheel from a copy of the sources, because other files of the checkout must not get into the wheel."""
     source = tmp_path_factory.mktemp("source")
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
     for folder in ("src", *PACKAGES):

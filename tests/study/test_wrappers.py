@@ -1,4 +1,4 @@
-"""Networks within wrappers: what a study saves, logs and exports is the plain network. TorchScript is refused."""
+"""Test networks in wrappers: a study saves, logs and exports the plain network. TorchScript is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def strange(tmp_path: Path) -> Path:
 
 
 def accuracy(tensors: dict[str, Tensor], test: Split) -> float:
-    """Of the plain network with these weights: those of a wrapper that doubles its outputs answer alike."""
+    """Return the accuracy of the plain network. A wrapper that doubles the outputs does not change the accuracy."""
     network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
     network.load_state_dict(tensors)
     return float((network.eval()(test.x).argmax(1) == test.y).double().mean())
@@ -97,7 +97,7 @@ def test_a_compiled_network_in_bfloat16_trains_in_workers_and_is_logged(strange:
 def test_a_study_of_an_earlier_version_is_exported(
     strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its file has the wrapper's names."""
+    """The weights in the study's file have the wrapper's prefix."""
     from safetensors.torch import save_file
 
     folder = run_in_process(

@@ -1,4 +1,4 @@
-"""Binary networks beside others in a study of a size in bytes, and what is told where there can be none."""
+"""Test studies with --max-bytes that search binary networks, and the errors if a network cannot be binary."""
 
 from __future__ import annotations
 

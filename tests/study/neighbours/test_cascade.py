@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {"trials": 8, "epochs": 6, "scheduler": "none", "group
 
 
 class Late:
-    """A tracker that begins when the study first tells it something, and so has a folder."""
+    """A tracker that is made at the first call of the study, because the study's folder does not exist before."""
 
     def __init__(self, storage: Path) -> None:
         self._storage = storage
@@ -46,7 +46,7 @@ class Late:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """A study of a front with groups, which MLflow was told of."""
+    """A study of a front with groups, which MLflow has recorded."""
     storage = tmp_path_factory.mktemp("grouped") / "studies"
     own = f"{experiment_file}:steady"
     return run_in_process(storage, "g", front="0.5:0.97", experiment=own, tracker=Late(storage), **OPTIONS)
@@ -67,7 +67,7 @@ def answer_of(experiment: Experiment, state: dict[str, torch.Tensor]) -> Any:
 
 
 def used(folder: Path, experiment: Experiment) -> tuple[dict[str, Any], Cascade]:
-    """The last group, and it as a function, of the study's own networks."""
+    """Return the last group, and its function, which is computed by the study's networks."""
     group = result_of(folder)["group"]["groups"][-1]
     stored = (load_file(folder / "front" / group[part] / "model.safetensors") for part in ("small", "large"))
     return group, Cascade(*(answer_of(experiment, split_masks(one)[0]) for one in stored), group["theta"])
@@ -83,7 +83,7 @@ def exported(folder: Path, kind: str, capsys: pytest.CaptureFixture[str], name: 
 
 
 @torch.no_grad()
-def test_the_numbers_of_a_group_in_result_json_are_measured_again(folder: Path, experiment: Experiment) -> None:
+def test_the_numbers_of_a_group_in_result_json_equal_measured_ones(folder: Path, experiment: Experiment) -> None:
     data, result = experiment.load(None), result_of(folder)
     group, function = used(folder, experiment)
     by_name = {one["trial"]: one for one in result["front"]["networks"]}
@@ -154,7 +154,7 @@ class Convolution(torch.nn.Module):
 @pytest.mark.parametrize("passed", [0, 60, 256])
 @torch.no_grad()
 def test_the_onnx_graph_runs_if_no_some_or_all_rows_reach_the_large_network(passed: int, tmp_path: Path) -> None:
-    """Of convolutions on bytes, at batch 1 and 256, with all of onnxruntime's optimisations."""
+    """The networks are convolutions on bytes. The batches have 1 and 256 rows. onnxruntime optimises the graph."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

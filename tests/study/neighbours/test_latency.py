@@ -1,4 +1,4 @@
-"""Studies of a latency: the last measurement decides, is what is told, and is not made again."""
+"""Test studies with --max-latency: the last measurement decides, is reported, and is not repeated."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """A study whose cascades are told as worse than they are, so that the network that is trained again is kept."""
+    """A study that keeps the network that is trained again, because a patch gives its cascades the accuracy 0."""
     tell = cascade.group_document
 
     def worse(*args: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Studies from Python: what is asked, what is found, and what is said of mistakes."""
+"""Test studies from Python: their options, their results, and the errors for mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies by other metrics, from the command to the record: everything has the metric's name."""
+"""Test studies with other metrics than accuracy: all files and records have the metric's name."""
 
 from __future__ import annotations
 

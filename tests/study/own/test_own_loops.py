@@ -1,4 +1,4 @@
-"""Studies of loops of one's own, from the command and from Python."""
+"""Test studies of users' training loops, from the command and from Python."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_loop_is_searched_by_the_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With everything that an experiment's study has: files, test value, exports, MLflow's model, final seeds."""
+    """The study has all results of an experiment's study: files, test value, exports, MLflow's model, final seeds."""
     options = ["--target", "0.8", "--trials", "6", "--study", "own", "--final-seeds", "2", "--json"]
     ran = run_command(["--experiment", "loops.py:train", *options], file.parent)
     assert ran.code == 0, ran.stderr

@@ -92,7 +92,7 @@ def trials(folder: Path, study: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def both(own: Path) -> tuple[Ran, list[str]]:
-    """A study of two processes a trial, which nothing disturbs, and what its processes have left behind."""
+    """An undisturbed study with two processes for each trial, and the lines that its processes have written."""
     done = ran(own, "steady", "both", final_seeds=1, workers_per_trial=2)
     return done, (own / "pids").read_text().splitlines()
 

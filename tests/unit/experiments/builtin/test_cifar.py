@@ -1,4 +1,4 @@
-"""CIFAR-10: what torchvision gives becomes splits; the small part of it; and one line when there is neither."""
+"""Test CIFAR-10: the splits of torchvision's data, the small subset, and one-line errors for missing data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUBSET = "cifar10_subset.npz"
 
 
 class FakeCifar10:
-    """torchvision's class, as far as it is used: images that tell their number."""
+    """A stand-in for torchvision's class. The pixels of each image encode the image's number."""
 
     sizes = (50000, 10000)
 

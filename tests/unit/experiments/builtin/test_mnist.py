@@ -1,4 +1,4 @@
-"""IDX files: a parser that takes nothing but IDX, damage told in one line, and the real data sets."""
+"""Test the parser of IDX files, the one-line errors for damaged files, and the real data sets."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_default_folder_follows_the_environment_variables(monkeypatch: pytes
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No network: every attempt fails and is noted."""
+    """The addresses of all attempted downloads. Every download fails."""
     tried: list[str] = []
 
     def fail(request: Any, *args: Any, **kwargs: Any) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Tiny ImageNet: its folder, read file by file, and one line when it is not there or not whole."""
+"""Test Tiny ImageNet: the images and labels of its folder, and one-line errors for missing files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_annotations_without_a_known_class_are_refused(folder: Path, line: str) 
 
 
 def sort_into_classes(folder: Path) -> None:
-    """val/CLASS in place of val/images and its annotations."""
+    """Move the images of val/images into the folders val/CLASS, and remove the annotations."""
     for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
         file, name, *_ = line.split("\t")
         (folder / "val" / name).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The UCI tables: sizes, classes, splits that share nothing, damage, and that they are learnt."""
+"""Test the UCI tables: sizes, classes, disjoint splits, errors for damaged files, and a training."""
 
 from __future__ import annotations
 

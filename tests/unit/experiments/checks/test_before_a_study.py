@@ -1,4 +1,4 @@
-"""What would fail in every trial is found on all the data before a study, and not only on the first examples."""
+"""Test the checks before a study: they look at all examples, and find faults that would fail every trial."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_last_batch_that_cannot_be_trained_on_is_found_before_a_study() -> Non
 
 
 def test_a_study_warns_of_faults_that_one_network_and_one_batch_show() -> None:
-    """And begins all the same."""
+    """The findings are only warnings, so the study begins."""
 
     class Unused(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The built-in experiments are sound."""
+"""Test that no check fails on the built-in experiments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def findings(experiment: Experiment) -> dict[str, Finding]:
 
 
 def few(experiment: Experiment, data_dir: Path | None, n: int = 2000) -> Experiment:
-    """With the first examples of each split only."""
+    """Return the experiment with only the first examples of each split."""
     data = experiment.load(data_dir)
     parts = {name: Split(*(part[:n].clone() for part in getattr(data, name))) for name in ("train", "val", "test")}
     return replace(experiment, load=lambda d: replace(data, **parts))

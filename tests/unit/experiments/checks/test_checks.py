@@ -1,4 +1,4 @@
-"""Every check finds an experiment that is broken on purpose, says so in one line, and leaves sound ones alone."""
+"""Test that each check finds an experiment with its fault, describes it in one line, and accepts sound ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_data(**parts: object) -> Experiment:
 
 
 def with_forward(change: Callable[[nn.Module, Tensor], object]) -> Experiment:
-    """Around the sound network: `change` is the forward pass of a module that has it as `net`."""
+    """Return an experiment whose module has the sound network as its attribute `net`, and `change` as forward pass."""
 
     class Changed(nn.Module):
         def __init__(self) -> None:
@@ -116,7 +116,7 @@ def in_place(x: Tensor) -> Tensor:
 
 
 class Table(nn.Module):
-    """Many parameters that are no prunable weights."""
+    """A module with many parameters that are not prunable."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Table(nn.Module):
 
 
 def one_in_thirty(name: str) -> Split:
-    """The split with labels of which nine in ten are 0."""
+    """Return the split with other labels: nine of ten labels are 0."""
     x = getattr(DATA, name).x
     return Split(x, torch.where(torch.arange(len(x)) % 30 < 3, torch.arange(len(x)) % 30, 0))
 

@@ -1,4 +1,4 @@
-"""What the checks say of metrics that judge a whole split."""
+"""Test the checks of metrics that are computed on a whole split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checks say of networks in other types of numbers, of lazy layers, and of what does not fit into a file."""
+"""Test the checks on networks with other dtypes, and on networks that cannot be trained or saved correctly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def failures(**changed: Any) -> dict[str, str]:
 
 
 class Statistics(nn.Module):
-    """Layers in bfloat16; the outputs may depend on the mean of the batch."""
+    """A network in bfloat16. With a share above 0, the outputs depend on the mean of the batch."""
 
     def __init__(self, share: float = 0.0) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Statistics(nn.Module):
 
 
 class RoundedInBatches(Statistics):
-    """As sums do in another order, where there are several examples."""
+    """A network whose outputs are rounded differently in batches of several examples, like sums in another order."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (1 + 2**-7 * (len(x) > 1))
@@ -45,7 +45,7 @@ def test_rounding_in_bfloat16_does_not_fail_the_batches_check() -> None:
 
 
 class Teacher(nn.Module):
-    """A frozen layer follows a trained one, or is itself what is pruned."""
+    """A network with a layer that follows a trained layer. If the layer is not frozen, it is pruned itself."""
 
     def __init__(self, *, frozen: bool = True) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_only_untrained_unpruned_parameters_may_change_in_a_forward_pass() -> No
 
 
 class Unusual(nn.Module):
-    """Has parameters of a type of numbers of their own."""
+    """A network with one parameter of another dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Augmentations against one image at a time, and their randomness."""
+"""Test augmentations of batches against those of single images, and their random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: where they are looked for, and one line for one that is missing or not the published one."""
+"""Test data files: the one-line errors for missing and damaged files, and failed downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LIBSVM format: what is written comes back, and everything else is refused by its line."""
+"""Test the parser of the LIBSVM format: it returns the written examples, and names the line of an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out examples: as many as asked, in the classes' shares, always the same, and no copies on both sides."""
+"""Test held-out examples: their number, class proportions and repeatability, and the search for copies."""
 
 from __future__ import annotations
 

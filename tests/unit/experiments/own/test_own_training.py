@@ -1,4 +1,4 @@
-"""A loop of one's own as a training: the same guarantees as those of ours."""
+"""Test trainings by users' loops: they have the same guarantees as trainings by the built-in loop."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_stopped_trial_ends_its_loop(file: Path) -> None:
 
 
 def test_an_evaluation_keeps_the_training_mode_and_the_random_state(file: Path) -> None:
-    """The loop measures twice while masks move, and once of a method without masks: both see the same dropout."""
+    """While masks change, each epoch has two evaluations; without masks, one. Both trainings have the same dropout."""
     experiment = loop(file, "train")
     sparse, dense = begun(experiment), begun(experiment, "dense")
     sparse.epoch(), dense.epoch()
@@ -113,7 +113,7 @@ def test_an_evaluation_keeps_the_training_mode_and_the_random_state(file: Path) 
         ("raises", 1, OSError, "the disk of the examples is gone"),
     ],
 )
-def test_a_loop_that_misses_a_report_ends_early_or_raises_gives_the_reason(
+def test_a_training_gives_the_reason_if_its_loop_fails_or_ends_early(
     file: Path, name: str, epochs: int, error: type[Exception], message: str
 ) -> None:
     training = begun(loop(file, name))
@@ -159,7 +159,7 @@ def test_a_loop_with_more_or_fewer_steps_than_announced_meets_its_sparsity(file:
 
 
 def test_a_loop_that_catches_every_exception_still_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its steps raise what no loop catches by mistake; this one catches every Exception."""
+    """After the stop, a step raises Stopped. It is a BaseException, and the loop catches only Exception."""
     training = begun(loop(file, "goes_on"))
     training.epoch()
     monkeypatch.setattr(module, "_PATIENCE", 5.0)

@@ -1,4 +1,4 @@
-"""Spiking networks: what they compute, against loops over steps; what is pruned of them, that methods train them."""
+"""Test spiking networks: their outputs against loops over steps, their prunable weights, and trainings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(*sizes: int, seed: int = 0, **options: Any) -> SpikingNetwork:
 
 
 def moved(net: SpikingNetwork) -> SpikingNetwork:
-    """With constants that are not the first ones, and running statistics that are not those of nothing."""
+    """Return the network with changed neuron constants and with running statistics of some inputs."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in net.parameters():
@@ -69,7 +69,7 @@ def test_the_network_equals_its_computation_step_by_step(options: dict[str, Any]
 
 
 def test_a_plain_network_is_feed_forward() -> None:
-    """Without v and skips, and in the constants' first values: products, leaks and thresholds, written out."""
+    """Compare a network without self-recurrence and skips, at the initial constants, with its written-out formula."""
     net = network(5, 8, 3, **PLAIN, normalise=False, tau_membrane=4.0, tau_synapse=2.0)
     x = inputs(3, 6, 5)
     w, out = net.hidden[0].weights["input"].weight, net.readout.weights["hidden_0"].weight

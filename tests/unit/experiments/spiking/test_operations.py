@@ -77,7 +77,7 @@ def test_every_spike_costs_the_weights_that_read_it(options: dict[str, Any]) -> 
     assert min(found.rates.values()) > 0.05
 
 
-def test_silent_neurons_cost_no_operations_and_constant_spikes_cost_all() -> None:
+def test_neurons_cost_no_operations_if_silent_and_all_if_always_spiking() -> None:
     network, split = sparse_network(skip=False), sequences(6)
     macs = macs_of(network, split.x)
     first = STEPS * int(network.hidden[0].weights["input"].weight.count_nonzero())

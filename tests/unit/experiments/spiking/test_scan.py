@@ -1,4 +1,4 @@
-"""The scan against autograd of the steps one by one, compiled against torch's operations, and closed forms."""
+"""Test the scan against autograd through single steps, its compiled form against torch, and closed forms."""
 
 from __future__ import annotations
 
