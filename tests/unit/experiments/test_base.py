@@ -23,17 +23,17 @@ def unusable(_: object) -> Data:
     raise AssertionError("the data is not needed here")
 
 
-def test_checksum_is_that_of_the_content() -> None:
+def test_the_checksum_ignores_memory_layout_preprocessing_and_class_names() -> None:
     one = data()
     assert len(one.checksum()) == 64
     assert one.checksum() == data().checksum()
-    spread = one.train.x.transpose(1, 2).contiguous().transpose(1, 2)  # the same values, laid out otherwise
+    spread = one.train.x.transpose(1, 2).contiguous().transpose(1, 2)  # the same values in another memory layout
     assert not spread.is_contiguous()
     assert Data(Split(spread, one.train.y), one.val, one.test).checksum() == one.checksum()
     assert Data(one.train, one.val, one.test, {"divide": 9}, ("a", "b")).checksum() == one.checksum()
 
 
-def test_checksum_sees_every_change() -> None:
+def test_the_checksum_changes_with_values_order_shapes_types_and_splits() -> None:
     one = data()
     x, y = one.train
     changed = x.clone()
@@ -52,7 +52,7 @@ def test_checksum_sees_every_change() -> None:
     assert len({one.checksum(), *(other.checksum() for other in others)}) == len(others) + 1
 
 
-def test_correct_scores_every_example() -> None:
+def test_the_metric_correct_scores_each_example_0_or_1() -> None:
     outputs = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.1]])
     assert correct(outputs, torch.tensor([1, 1, 2])).tolist() == [1.0, 0.0, 1.0]
 
@@ -103,7 +103,7 @@ def test_evaluation_prepares_the_inputs_and_does_not_augment_them() -> None:
 
 
 @pytest.mark.parametrize(("shape", "largest"), [((4,), 4096), ((3, 64, 64), 341), ((3, 2048, 2048), 1)])
-def test_evaluation_takes_fewer_of_large_inputs_at_once(shape: tuple[int, ...], largest: int) -> None:
+def test_evaluation_uses_smaller_batches_for_larger_inputs(shape: tuple[int, ...], largest: int) -> None:
     taken: list[int] = []
 
     def prepare(x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_evaluation_takes_fewer_of_large_inputs_at_once(shape: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_outputs_of_nan_are_no_answers(bad: float) -> None:
+def test_evaluation_refuses_nan_outputs_and_accepts_infinite_outputs(bad: float) -> None:
     def broken(x: Tensor) -> Tensor:
         return torch.where(x.sum((1, 2))[:, None] > 0, bad, x[:, 0])
 
@@ -142,5 +142,7 @@ def test_outputs_of_nan_are_no_answers(bad: float) -> None:
     ("examples", "size", "drop", "trained"),
     [(61, 30, True, 60), (60, 30, True, 60), (61, 30, False, 61), (9, 30, True, 0)],
 )
-def test_how_many_examples_an_epoch_trains_on(examples: int, size: int, drop: bool, trained: int) -> None:
+def test_trained_on_counts_the_examples_of_an_epoch_with_and_without_drop_last(
+    examples: int, size: int, drop: bool, trained: int
+) -> None:
     assert Recipe(1, size, drop_last=drop).trained_on(examples) == trained

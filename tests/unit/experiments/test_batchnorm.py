@@ -1,4 +1,4 @@
-"""Running statistics measured anew: they are those of the data, nothing else changes, and all comes back."""
+"""Measured running statistics are those of the data, nothing else changes, and the former state can be restored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_statistics_are_the_means_over_the_batches() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_everything_comes_back(training: bool) -> None:
+def test_after_remeasured_the_statistics_modes_and_random_state_are_restored(training: bool) -> None:
     model = network()
     model.train()
     for x in batches():
@@ -58,13 +58,13 @@ def test_everything_comes_back(training: bool) -> None:
     assert torch.equal(torch.get_rng_state(), noise)
 
 
-def test_who_normalises() -> None:
+def test_normalises_is_true_only_for_batch_norm_with_running_statistics() -> None:
     assert normalises(network())
     assert not normalises(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
     assert not normalises(nn.BatchNorm1d(3, track_running_stats=False))
 
 
-def test_statistics_that_training_does_not_move_are_not_measured() -> None:
+def test_statistics_that_training_does_not_change_are_not_remeasured() -> None:
     model = network()
     kept_in_evaluation(model[1])
     with remeasured(model, batches()):
@@ -75,7 +75,7 @@ def test_statistics_that_training_does_not_move_are_not_measured() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 127, 128, 129, 1000, 1024, 55000])
-def test_sample_is_spread_over_the_whole_set(n: int) -> None:
+def test_the_sample_is_spread_over_the_whole_data_set(n: int) -> None:
     chosen = sample(n)
     together = torch.cat(chosen)
     assert len(together) == len(together.unique()) == min(n, 1024)
@@ -87,7 +87,7 @@ def test_sample_is_spread_over_the_whole_set(n: int) -> None:
         assert all(0.4 < half < 0.6 for half in halves)
 
 
-def test_remeasured_for_good_they_stay_and_modes_come_back() -> None:
+def test_remeasure_keeps_the_new_statistics_and_restores_the_modes() -> None:
     model, other = network(), network()
     with remeasured(other, batches()):
         expected = [value.clone() for value in other.buffers()]
@@ -95,5 +95,5 @@ def test_remeasured_for_good_they_stay_and_modes_come_back() -> None:
     assert all(torch.equal(value, wanted) for value, wanted in zip(model.buffers(), expected, strict=True))
     assert all(module.training for module in model.modules())
     assert [model[k].momentum for k in (1, 4)] == [0.1, 0.1]
-    remeasure(model, [])  # nothing to measure on: they stay
+    remeasure(model, [])  # without a batch, the statistics do not change
     assert all(torch.equal(value, wanted) for value, wanted in zip(model.buffers(), expected, strict=True))

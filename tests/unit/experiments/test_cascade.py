@@ -1,4 +1,4 @@
-"""Two networks as one: who answers what, bit for bit."""
+"""A cascade of two networks: each output is equal, bit for bit, to the output of one of the networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def networks() -> tuple[nn.Module, nn.Module, Tensor]:
     return small, large, torch.randn(64, 6)
 
 
-def test_margins_are_the_two_largest_probabilities_apart() -> None:
+def test_a_margin_is_the_difference_of_the_two_largest_probabilities() -> None:
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])
     assert torch.allclose(margins(probabilities.log()), torch.tensor([0.2, 0.7, 0.0]), atol=1e-6)
     assert margins(torch.randn(5, 4).bfloat16()).dtype == torch.float32
@@ -24,7 +24,9 @@ def test_margins_are_the_two_largest_probabilities_apart() -> None:
 
 
 @torch.no_grad()
-def test_the_ends_are_the_two_networks_bit_for_bit(networks: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_theta_0_uses_only_the_small_network_and_theta_above_1_only_the_large(
+    networks: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
     small, large, x = networks
     assert torch.equal(Cascade(small, large, 0.0)(x), small(x))
     assert torch.equal(Cascade(small, large, 1.5)(x), large(x))
@@ -32,7 +34,9 @@ def test_the_ends_are_the_two_networks_bit_for_bit(networks: tuple[nn.Module, nn
 
 
 @torch.no_grad()
-def test_the_large_network_sees_what_is_passed_on_alone(networks: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_the_large_network_computes_only_the_examples_with_small_margins(
+    networks: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
     small, large, x = networks
     seen = list[Tensor]()
 
@@ -52,7 +56,7 @@ def test_the_large_network_sees_what_is_passed_on_alone(networks: tuple[nn.Modul
 
 
 @torch.no_grad()
-def test_nested_inputs_are_passed_on_by_rows(networks: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_nested_inputs_give_the_same_outputs_as_one_tensor(networks: tuple[nn.Module, nn.Module, Tensor]) -> None:
     small, large, x = networks
     nested = {"a": x[:, :3], "b": (x[:, 3:],)}
     group = Cascade(*(lambda n, one=one: one(torch.cat([n["a"], *n["b"]], 1)) for one in (small, large)), 0.3)

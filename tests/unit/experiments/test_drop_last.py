@@ -1,4 +1,4 @@
-"""An epoch without its last batch, where that is smaller."""
+"""With drop_last, an epoch skips its last batch if this batch is smaller than the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune_sparsity.experiments.training import Training
 
 
 @pytest.mark.parametrize("model", [plain, noisy])
-def test_drop_last_leaves_out_other_examples_every_epoch_and_resumes(model: Any) -> None:
+def test_drop_last_leaves_out_changing_examples_and_resumes_bit_for_bit(model: Any) -> None:
     seen: list[list[int]] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:

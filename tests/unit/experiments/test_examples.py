@@ -62,7 +62,7 @@ def shuffled(split: Split | Loaded, size: int, *, seed: int = 0, count: int | No
 
 @examples(60)
 @given(st.integers(1, 60), st.integers(1, 20), st.data())
-def test_every_example_comes_once_in_the_same_order_however_it_is_kept(n: int, size: int, data: Any) -> None:
+def test_tensors_nests_and_data_sets_give_each_example_once_in_the_same_order(n: int, size: int, data: Any) -> None:
     count = data.draw(st.integers(1, n))
     x, y = torch.arange(n), torch.arange(n) + 100
     plain = shuffled(Split(x, y), size, count=count)
@@ -90,7 +90,7 @@ def test_a_resumed_training_sees_the_same_examples_and_the_same_noise(workers: i
     metrics = [unbroken.epoch() for _ in range(2)]
     state = unbroken.state_dict()
     saved = {**state, "model": {name: value.clone() for name, value in state["model"].items()}}
-    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # what others of the process draw
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # other code of the process draws random numbers too
     resumed = begun()
     resumed.load_state_dict(torch.load(_file(saved), weights_only=False))
     random.seed(6), np.random.seed(6), torch.manual_seed(6)
@@ -111,14 +111,14 @@ def _file(value: Any) -> Any:
     return buffer
 
 
-def test_an_iterable_data_set_is_told_the_epoch_and_is_not_read_beyond_its_length() -> None:
+def test_an_iterable_data_set_gets_the_epoch_and_stops_at_its_last_batch() -> None:
     data = Numbered(10, given=30)
     batches = list(Loaded(data).shuffled(4, Generator(), count=10, epoch=3))
     assert data.epochs == [3]
     assert torch.cat([batch.x[:, 0] for batch in batches]).tolist() == list(range(12))  # three batches
 
 
-def test_fewer_batches_than_announced_end_on_the_exact_target_all_the_same() -> None:
+def test_a_training_with_fewer_batches_than_announced_ends_on_the_exact_target() -> None:
     model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3))
     experiment = Experiment("short", lambda _: None, lambda: model, Recipe(2, 4))  # type: ignore[arg-type, return-value]
     numbers, val = Numbered(40, given=14), Split(torch.rand(6, 4), torch.arange(6) % 3)
@@ -138,13 +138,13 @@ def test_fewer_batches_than_announced_end_on_the_exact_target_all_the_same() -> 
 
 
 @pytest.mark.parametrize("data_set", [Noisy(), Numbered(40)])
-def test_whatever_is_loaded_is_on_the_device(data_set: Any) -> None:
+def test_all_loaded_tensors_are_on_the_device(data_set: Any) -> None:
     loaded = Loaded(data_set).to("meta")
     found = [loaded.first(2), loaded.at(torch.tensor([1, 3])), next(loaded.batches(2)), *shuffled(loaded, 20)]
     assert {tensor.device.type for some in found for tensor in tensors_in(some)} == {"meta"}
 
 
-def test_evaluation_draws_the_same_noise_every_time_and_leaves_others_alone() -> None:
+def test_evaluation_repeats_its_noise_and_restores_the_global_generators() -> None:
     experiment = Experiment("noisy", lambda _: None, network, Recipe(1, 8))  # type: ignore[arg-type, return-value]
     model = network()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -155,7 +155,7 @@ def test_evaluation_draws_the_same_noise_every_time_and_leaves_others_alone() ->
     assert evaluate(experiment, model, Loaded(Noisy())) == first
 
 
-def test_data_sets_of_any_kind_are_taken_and_tensors_are_not_taken_for_one() -> None:
+def test_data_sets_of_any_kind_are_recognised_and_tensors_are_not_data_sets() -> None:
     rows = [(torch.zeros(2), 0)]
 
     class Like:
@@ -177,7 +177,7 @@ def test_data_sets_of_any_kind_are_taken_and_tensors_are_not_taken_for_one() -> 
         Data(TensorDataset(torch.zeros(2, 2)), split, split).train.first(1)
 
 
-def test_the_checksum_follows_all_tensors_and_the_examples_of_a_data_set() -> None:
+def test_the_checksum_depends_on_all_tensors_and_on_the_examples_of_a_data_set() -> None:
     split = Split({"a": torch.zeros(3, 2), "b": torch.ones(3)}, torch.zeros(3))
     same = Split({"a": torch.zeros(3, 2), "b": torch.ones(3)}, torch.zeros(3))
     other = Split({"a": torch.zeros(3, 2), "b": torch.full((3,), 2.0)}, torch.zeros(3))

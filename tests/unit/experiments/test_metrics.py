@@ -36,7 +36,7 @@ def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def scored(metric: Any, outputs: Any, targets: Any, sizes: tuple[int, ...]) -> float:
-    """The metric's value where outputs and targets arrive in batches of these sizes."""
+    """Return the metric's value if outputs and targets arrive in batches of these sizes."""
     scorer = Scorer(metric_of(metric), CPU)
     for x, y in zip(outputs.split(sizes), targets.split(sizes), strict=True):
         scorer.add(x, y)
@@ -50,14 +50,14 @@ def test_names_that_cannot_be_columns_are_refused_in_one_line(name: Any) -> None
     assert "\n" not in str(error.value)
 
 
-def test_accuracy_is_in_percent_and_large() -> None:
+def test_a_metric_named_accuracy_must_be_maximised_and_in_percent() -> None:
     Metric("accuracy", rmse, percent=True)
     for wrong in ({"maximize": False, "percent": True}, {}):
         with pytest.raises(ValueError, match="another name"):
             Metric("accuracy", rmse, **wrong)
 
 
-def test_a_plain_function_is_accuracy() -> None:
+def test_a_plain_function_becomes_the_metric_accuracy() -> None:
     assert metric_of(correct) == Metric("accuracy", correct, each=True, percent=True)
 
 
@@ -80,7 +80,7 @@ def test_a_torchmetrics_metric_tells_its_name_and_direction(
     assert (metric.name, metric.maximize, metric.percent, metric.each) == (name, maximize, percent, False)
 
 
-def test_one_without_a_direction_is_to_be_wrapped() -> None:
+def test_a_torchmetrics_metric_without_a_direction_must_be_wrapped() -> None:
     unknown = torchmetrics.PearsonCorrCoef()
     with pytest.raises(ValueError, match=r'give Metric\("pearson_corr_coef", PearsonCorrCoef\(...\), maximize=...\)'):
         metric_of(unknown)
@@ -91,12 +91,12 @@ def test_one_without_a_direction_is_to_be_wrapped() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(90,), (40, 40, 10), (1, 7, 82)])
-def test_macro_f1_over_unequal_batches_is_that_of_the_whole(sizes: tuple[int, ...]) -> None:
+def test_macro_f1_over_unequal_batches_equals_macro_f1_over_all_examples(sizes: tuple[int, ...]) -> None:
     logits, y = normal(1, 90, 3), (normal(2, 90) > 0.8).long() + (normal(3, 90) > 1.2).long()
     expected = f1_score(y.numpy(), logits.argmax(1).numpy(), average="macro")
     macro = torchmetrics.F1Score(task="multiclass", num_classes=3, average="macro")
     assert scored(macro, logits, y, sizes) == pytest.approx(expected, abs=1e-6)
-    assert scored(macro, logits, y, sizes) == pytest.approx(expected, abs=1e-6)  # nothing is left of the time before
+    assert scored(macro, logits, y, sizes) == pytest.approx(expected, abs=1e-6)  # the metric was reset
     halves = zip(logits.split(45), y.split(45), strict=True)
     means = [f1_score(b.numpy(), a.argmax(1).numpy(), average="macro") for a, b in halves]
     assert sum(means) / len(means) != pytest.approx(expected, abs=1e-3)  # the mean over batches is something else
@@ -111,7 +111,7 @@ def test_a_function_takes_all_outputs_and_targets(sizes: tuple[int, ...]) -> Non
     assert scored(auroc, logits, labels, sizes) == pytest.approx(roc_auc_score(labels.numpy(), logits.numpy()))
 
 
-def test_a_score_of_each_example_may_have_any_size() -> None:
+def test_scores_per_example_may_lie_outside_the_range_from_0_to_1() -> None:
     mae = Metric("mae", lambda o, t: (o - t).abs().squeeze(1), maximize=False, each=True)
     outputs, y = 100 * normal(8, 31, 1), normal(9, 31, 1)
     assert scored(mae, outputs, y, (10, 21)) == pytest.approx(float((outputs - y).abs().mean()))
@@ -133,7 +133,7 @@ class Boxes(NamedTuple):
     size: Tensor
 
 
-def test_nests_are_concatenated_leaf_by_leaf() -> None:
+def test_nested_outputs_are_concatenated_leaf_by_leaf() -> None:
     def check(outputs: Any, targets: Any) -> float:
         assert isinstance(outputs["boxes"], Boxes)
         assert outputs["boxes"].size.tolist() == [0, 1, 2, 10, 11]
@@ -147,19 +147,19 @@ def test_nests_are_concatenated_leaf_by_leaf() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_metric_that_is_no_finite_number_says_so(value: float) -> None:
+def test_a_nan_or_infinite_metric_raises_an_error_that_names_it(value: float) -> None:
     split = Split(normal(0, 6, 2), torch.zeros(6))
     with pytest.raises(NotFinite, match=f"the metric odd is {value}"):
         evaluate(experiment(Metric("odd", lambda o, t: value)), nn.Identity(), split)
 
 
-def test_outputs_of_nan_are_told_before_the_metric_sees_them() -> None:
+def test_nan_outputs_raise_an_error_before_the_metric_is_called() -> None:
     never = Metric("never", lambda o, t: 1 / 0)
     with pytest.raises(NotFinite, match="outputs are NaN for 6 of 6 examples"):
         evaluate(experiment(never), nn.Identity(), Split(torch.full((6, 2), torch.nan), torch.zeros(6)))
 
 
-def test_an_epoch_measures_under_the_metrics_name() -> None:
+def test_an_epoch_names_its_measurements_after_the_metric() -> None:
     x = normal(0, 40, 4)
     split = Split(x, x.sum(1, keepdim=True))
 
@@ -191,7 +191,7 @@ def test_values_on_a_gpu_are_those_on_the_cpu() -> None:
         assert there == pytest.approx(here, abs=1e-6)
 
 
-def test_another_device_may_round_otherwise() -> None:
+def test_the_tolerance_allows_different_rounding_on_another_device() -> None:
     assert metric_of(correct).tolerance(0.9, 100) == 0.025
     assert metric_of(correct).tolerance(0.9, 10**6) == 0.005
     far = Metric("rmse", rmse, maximize=False)

@@ -30,7 +30,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 class Numbers(Dataset[Any]):
-    """The examples of a split, and which of them were asked for."""
+    """Holds the examples of a split. `asked` lists the indices of the examples that were loaded."""
 
     def __init__(self, split: Split) -> None:
         self.split, self.asked = split, list[int]()
@@ -93,7 +93,7 @@ def shaken(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Unlike(nn.Linear):
-    """Begins with other weights in each process, and in each at every time."""
+    """Begins with different weights in each process and at each call."""
 
     def __init__(self) -> None:
         super().__init__(12, 3)
@@ -146,7 +146,7 @@ def fifty_steps(ranks: OneRank) -> dict[str, Any]:
 
 
 def resumed(ranks: OneRank) -> dict[str, Any]:
-    """Train at one go, and with a break, a network that draws random numbers and has buffers."""
+    """Train a network with random numbers and buffers twice: without a break, and with a break after two epochs."""
     whole = trained(ranks, noisy, augment=shaken)
     first, second = (training(ranks, noisy, augment=shaken) for _ in range(2))
     first.train()
@@ -178,7 +178,7 @@ def stream(ranks: OneRank) -> dict[str, Any]:
 
 
 def noise(ranks: Ranks) -> list[float]:
-    """Draw inside of `own_noise`, by augmentation's generator, and after both."""
+    """Return random numbers: drawn in `own_noise`, from `own_generator`, and then from the two shared generators."""
     torch.manual_seed(3)
     order = torch.Generator().manual_seed(3)
     with ranks.own_noise():
@@ -210,7 +210,7 @@ TOGETHER: dict[str, Callable[[Any], Any]] = {
 
 
 def run_all(rank: int, folder: Path) -> None:
-    """Do everything in `TOGETHER`, as one of the ranks, and write down what came of it."""
+    """Call every function in `TOGETHER` as one of the ranks, and save their results or errors."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for number, (name, function) in enumerate(TOGETHER.items()):
@@ -225,7 +225,7 @@ def run_all(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return what came of everything on each rank."""
+    """Return the results of all functions in `TOGETHER` on each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(run_all, (folder,), SIZE)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(SIZE)]
@@ -241,7 +241,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_two_ranks_train_what_one_process_does(name: str, both: list[dict[str, Any]]) -> None:
+def test_two_ranks_train_like_one_process(name: str, both: list[dict[str, Any]]) -> None:
     first, second = (results[name] for results in both)
     alone = ALIKE[name](ONE_RANK)
     assert equal(first, second)
@@ -254,7 +254,7 @@ def test_two_ranks_train_what_one_process_does(name: str, both: list[dict[str, A
             torch.testing.assert_close(trained[key], tensor, rtol=1e-8, atol=1e-10)
 
 
-def test_losses_stay_within_a_ten_thousandth_in_float32(both: list[dict[str, Any]]) -> None:
+def test_float32_losses_of_two_ranks_are_within_1e_4_of_one_process(both: list[dict[str, Any]]) -> None:
     alone = fifty_steps(ONE_RANK)["losses"]
     assert len(alone) == 50
     assert both[0]["fifty steps"]["losses"] == both[1]["fifty steps"]["losses"]
@@ -269,7 +269,9 @@ def test_a_resumed_training_goes_on_bit_for_bit(both: list[dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize(("name", "words"), [("masks that differ", "the masks"), ("weights that differ", "first weig")])
-def test_ranks_that_differ_say_so(name: str, words: str, both: list[dict[str, Any]]) -> None:
+def test_ranks_with_different_masks_or_first_weights_raise_an_error(
+    name: str, words: str, both: list[dict[str, Any]]
+) -> None:
     for results in both:
         kind, text = results[name]
         assert kind == "RanksDiffer"
@@ -277,29 +279,29 @@ def test_ranks_that_differ_say_so(name: str, words: str, both: list[dict[str, An
         assert text.endswith("differ between the 2 workers of the trial")
 
 
-def test_each_rank_loads_its_share_alone(both: list[dict[str, Any]]) -> None:
+def test_each_rank_loads_only_its_own_share_of_the_examples(both: list[dict[str, Any]]) -> None:
     shares = [results["loads its share"] for results in both]
     assert [len(share) for share in shares] == [48, 48]
     assert len({*shares[0], *shares[1]}) == 96
 
 
-def test_a_stream_is_the_same_on_all_ranks(both: list[dict[str, Any]]) -> None:
+def test_all_ranks_train_equally_on_an_iterable_data_set(both: list[dict[str, Any]]) -> None:
     assert equal(both[0]["stream"], both[1]["stream"])
 
 
-def test_noise_is_each_ranks_own_and_all_else_is_shared(both: list[dict[str, Any]]) -> None:
+def test_ranks_draw_different_noise_and_share_all_other_random_numbers(both: list[dict[str, Any]]) -> None:
     (noise0, own0, *rest0), (noise1, own1, *rest1) = (results["noise"] for results in both)
     assert noise0 != noise1
     assert own0 != own1
     assert rest0 == rest1
 
 
-def test_who_waits_for_a_rank_that_left_is_told(both: list[dict[str, Any]]) -> None:
+def test_a_waiting_rank_gets_an_error_if_the_other_rank_has_left(both: list[dict[str, Any]]) -> None:
     assert both[1]["one leaves"] is None
     assert both[0]["one leaves"][0] == "Disconnected"
 
 
-def test_shares_are_the_whole_batch() -> None:
+def test_the_shares_of_all_ranks_form_the_whole_batch() -> None:
     parts = [object.__new__(Ranks) for _ in range(3)]
     for rank, one in enumerate(parts):
         one.rank, one.size = rank, 3

@@ -1,4 +1,4 @@
-"""How a recipe trains: accumulated gradients, clipped ones, lower precision."""
+"""The settings of a recipe: accumulated gradients, clipped gradients and lower precision."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_accumulated_batches_are_one_large_batch(method: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(whole.sparse.masks, parts.sparse.masks, strict=True))
 
 
-def test_what_is_left_at_an_epochs_end_is_a_step_of_its_own() -> None:
+def test_the_remaining_batches_of_an_epoch_form_a_step_of_their_own() -> None:
     steps: list[Tensor] = []
     trained = training(batch_size=8, accumulate=4, data=split(44))  # batches of 8, 8, 8, 8 and 8, 4
     step = trained.sparse.quick_step
@@ -64,7 +64,7 @@ def test_what_is_left_at_an_epochs_end_is_a_step_of_its_own() -> None:
     torch.testing.assert_close(steps[0], fresh[0].weight.grad, rtol=1e-9, atol=1e-12)  # type: ignore[union-attr]
 
 
-def test_gradients_are_clipped_together() -> None:
+def test_clip_norm_limits_the_norm_of_all_gradients_together() -> None:
     norms: list[float] = []
 
     def watched(clip: float | None) -> None:
@@ -123,7 +123,7 @@ def test_lower_precision_learns_and_resumes_bit_for_bit(method: str, precision: 
     assert all(param.dtype == torch.float32 for param in unbroken.model.parameters())
 
 
-def test_a_step_with_an_infinite_gradient_is_left_out_in_float16_and_is_no_step() -> None:
+def test_a_float16_step_with_an_infinite_gradient_is_skipped_and_not_counted() -> None:
     class Overflows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -162,6 +162,6 @@ def test_nan_gradients_fail_the_training() -> None:
         ({"precision": "float8"}, "precision must be one of float32, bfloat16, float16, got 'float8'"),
     ],
 )
-def test_what_is_out_of_range_is_said(wrong: dict[str, Any], words: str) -> None:
+def test_recipe_values_out_of_range_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Recipe(1, 1, **wrong)

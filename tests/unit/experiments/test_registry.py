@@ -1,4 +1,4 @@
-"""Experiments by name, and one line for every way not to find one."""
+"""Experiments are found by their names. If there is no such experiment, the error is one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def one_line(name: str) -> str:
-    """The message of the ValueError, which must be one line."""
+    """Return the message of the ValueError. It must be one line."""
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is what is tested
         find(name)
     assert "\n" not in str(error.value)
@@ -49,7 +49,7 @@ def one_line(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in(name: str) -> None:
+def test_a_built_in_experiment_is_found_by_its_name(name: str) -> None:
     experiment = find(name)
     assert isinstance(experiment, Experiment)
     assert experiment.name == name
@@ -74,22 +74,22 @@ def test_published_experiments_have_the_published_recipes(name: str, epochs: int
     assert batch in (None, recipe.batch_size)
 
 
-def test_lenet_5_has_the_parameters_that_compression_is_compared_by() -> None:
+def test_mnist_lenet5_has_the_431080_parameters_of_lenet_5_in_caffe() -> None:
     assert sum(one.numel() for one in find("mnist-lenet5").network().parameters()) == 431_080
 
 
-def test_from_a_file(source: Path) -> None:
+def test_an_experiment_is_found_in_a_file(source: Path) -> None:
     experiment = find(f"{source}:mine")
     assert experiment.name == "mine"
     assert experiment.load(None).train.x.shape == (4, 3)
 
 
-def test_from_a_file_in_the_current_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_is_found_in_a_file_of_the_current_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source.parent)
     assert find("my_experiments.py:other").name == "other"
 
 
-def test_from_a_module(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_is_found_in_a_module(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = source.parent / "a_package_for_the_registry"
     package.mkdir()
     source.rename(package / "inside.py")
@@ -98,7 +98,7 @@ def test_from_a_module(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "has no experiment 'theirs': it has mine, other" in one_line("a_package_for_the_registry.inside:theirs")
 
 
-def test_file_does_not_take_the_place_of_a_module_of_its_name(source: Path) -> None:
+def test_an_experiment_file_does_not_replace_a_module_with_the_same_name(source: Path) -> None:
     import json
 
     taken = source.with_name("json.py")
@@ -111,22 +111,22 @@ def test_file_does_not_take_the_place_of_a_module_of_its_name(source: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", "imagenet", "a.module", ":mine", "file.py:"])
-def test_unknown_names_are_told_what_is_accepted(name: str) -> None:
+def test_the_error_for_an_unknown_name_lists_the_accepted_names(name: str) -> None:
     message = one_line(name)
     assert message.startswith(f"unknown experiment {name!r}")
     for accepted in (*BUILT_IN, "path/to/file.py:name", "package.module:name"):
         assert accepted in message
 
 
-def test_a_file_without_a_name_is_asked_for_one() -> None:
+def test_a_file_path_without_an_experiment_name_is_refused() -> None:
     assert one_line("file.py") == "file.py: give the name of an experiment or loop in the file, as file.py:NAME"
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert one_line(f"{tmp_path}/none.py:mine") == f"there is no file {tmp_path}/none.py with an experiment"
 
 
-def test_file_without_the_experiment(source: Path) -> None:
+def test_a_file_that_lacks_the_named_experiment_is_refused(source: Path) -> None:
     for attribute, but in (
         ("theirs", ""),
         ("number", ", but a int of that name"),
@@ -146,7 +146,7 @@ def test_file_without_the_experiment(source: Path) -> None:
         ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
     ],
 )
-def test_file_that_cannot_be_imported(source: Path, text: str, reason: str) -> None:
+def test_a_file_that_cannot_be_imported_is_refused_in_one_line(source: Path, text: str, reason: str) -> None:
     source = source.rename(source.with_name(f"broken_{reason[:6].lower()}.py"))
     source.write_text(text)
     before = set(sys.modules)
@@ -157,11 +157,11 @@ def test_file_that_cannot_be_imported(source: Path, text: str, reason: str) -> N
 
 
 @pytest.mark.parametrize("name", ["there.is.no.such", "json.nothing", ".relative", "a b"])
-def test_module_that_cannot_be_imported(name: str) -> None:
+def test_a_module_that_cannot_be_imported_is_refused_in_one_line(name: str) -> None:
     assert one_line(f"{name}:mine").startswith(f"module {name} cannot be imported: ")
 
 
-def test_the_line_of_an_error_in_a_file_beside_it(source: Path) -> None:
+def test_an_error_in_an_imported_neighbour_file_is_reported_with_its_line(source: Path) -> None:
     source.with_name("beside_it.py").write_text("import json\n\n\njson.loads('{')\n")
     source.write_text("x = 1\nimport beside_it\n")
     message = one_line(f"{source}:mine")
@@ -170,17 +170,17 @@ def test_the_line_of_an_error_in_a_file_beside_it(source: Path) -> None:
     assert "beside_it" not in sys.modules
 
 
-def test_a_script_that_ends_the_process_is_one_line(source: Path) -> None:
+def test_a_file_that_calls_sys_exit_is_refused_in_one_line(source: Path) -> None:
     source.write_text("import sys\nsys.exit('bye')\n")
     assert one_line(f"{source}:mine") == f"{source} cannot be imported: SystemExit: bye ({source}:2)"
 
 
-def test_a_file_of_a_package_is_told_the_other_form(source: Path) -> None:
+def test_the_error_for_a_file_with_relative_imports_suggests_the_module_form(source: Path) -> None:
     source.write_text("from . import json\n")
     assert "package.module:name" in one_line(f"{source}:mine")
 
 
-def test_each_folder_has_its_own_modules(tmp_path: Path) -> None:
+def test_files_in_different_folders_import_their_own_neighbour_modules(tmp_path: Path) -> None:
     found = []
     for number in (1, 2, 1):
         folder = tmp_path / str(number)
@@ -193,13 +193,15 @@ def test_each_folder_has_its_own_modules(tmp_path: Path) -> None:
     assert [sys.path.count(str(tmp_path / one)) for one in "12"] == [1, 1]
 
 
-def test_what_is_installed_comes_before_what_lies_beside(source: Path) -> None:
+def test_an_installed_module_is_imported_before_a_neighbour_file_of_its_name(source: Path) -> None:
     source.with_name("sklearn.py").write_text("raise RuntimeError('not this one')")
     source.write_text("import sklearn\n" + SOURCE)
     assert find(f"{source}:mine").name == "mine"
 
 
-def test_a_module_of_the_current_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_is_found_in_a_module_of_the_current_folder(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source.rename(source.with_name("in_the_current_folder.py"))
     monkeypatch.chdir(source.parent)
     assert find("in_the_current_folder:mine").name == "mine"

@@ -1,4 +1,4 @@
-"""The bytes that a step has alive at most, as a training measures them."""
+"""A training measures the largest number of bytes that tensors take during a step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def training(method: str, experiment: Experiment = EXPERIMENT, **more: Any) -> T
 
 
 @pytest.mark.parametrize("method", PARAMS)
-def test_it_is_the_same_in_each_epoch_and_again(method: str) -> None:
+def test_train_bytes_are_equal_in_each_epoch_and_each_training(method: str) -> None:
     one = training(method)
     found = [one.epoch()["train_bytes"] for _ in range(2)]
     assert found[0] == found[1] == training(method).epoch()["train_bytes"]
@@ -39,12 +39,12 @@ def test_it_is_the_same_in_each_epoch_and_again(method: str) -> None:
     assert found[0] > least * WEIGHTS
 
 
-def test_binary_takes_less_than_the_others() -> None:
+def test_a_binary_step_takes_less_memory_than_a_dense_adamw_step() -> None:
     dense = training("dense", optimizer="adamw").epoch()["train_bytes"]
     assert training("binary").epoch()["train_bytes"] < 0.6 * dense
 
 
-def test_momentum_takes_its_bytes() -> None:
+def test_momentum_adds_its_buffers_and_the_direction_of_one_layer() -> None:
     plain, with_momentum = (training("dense", momentum=m).epoch()["train_bytes"] for m in (0.0, 0.9))
     biases = sum(SIZES[1:])
     of_one_layer = 300 * 300  # Nesterov's direction, beside the momentum
@@ -59,7 +59,7 @@ def test_a_resumed_training_knows_the_peak_memory() -> None:
     assert second.epoch()["train_bytes"] == known
 
 
-def test_an_old_checkpoint_has_none() -> None:
+def test_a_training_from_a_checkpoint_without_train_bytes_reports_none() -> None:
     first = training("dense")
     first.epoch()
     state = first.state_dict()
@@ -69,8 +69,8 @@ def test_an_old_checkpoint_has_none() -> None:
     assert "train_bytes" not in second.epoch()
 
 
-def test_measuring_changes_nothing() -> None:
-    """A training whose step is not measured has the same weights."""
+def test_measuring_the_memory_does_not_change_the_weights() -> None:
+    """A training without the measurement ends with the same weights."""
     one, other = training("lpss"), training("lpss")
     other._memory._step = -1
     for each in (one, other):
@@ -84,8 +84,8 @@ def test_a_compiled_network_is_not_measured() -> None:
     assert "train_bytes" not in training("dense", compiled).epoch()
 
 
-def test_batches_that_are_averaged_are_one_step() -> None:
-    """The gradients of the first batch are there while the second one is computed."""
+def test_accumulated_batches_take_at_least_the_bytes_of_a_single_batch() -> None:
+    """The gradients of the first batch take memory while the second batch is computed."""
     together = replace(EXPERIMENT, recipe=Recipe(epochs=2, batch_size=BATCH, accumulate=2))
     alone = training("dense").epoch()["train_bytes"]
     assert training("dense", together).epoch()["train_bytes"] >= alone

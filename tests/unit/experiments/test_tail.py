@@ -1,4 +1,4 @@
-"""A trial whose weights are averaged, or get few bits: measured so, normalised anew, resumed bit for bit."""
+"""Trials with averaged weights or weights of few bits: their measurements, their statistics and their resumption."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_epoch_of_the_tail_measures_the_average(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_few_bits_are_trained_within_the_epochs_and_resumed_bit_for_bit(name: str) -> None:
+def test_a_training_with_few_bits_keeps_its_epochs_and_resumes_bit_for_bit(name: str) -> None:
     one, other = (start(name, weight_bits=4, bits_share=0.3) for _ in range(2))
     for epoch in range(1, 9):
         measured = one.epoch()
@@ -82,7 +82,7 @@ def test_few_bits_are_trained_within_the_epochs_and_resumed_bit_for_bit(name: st
     assert "val_accuracy_last" not in measured
 
 
-def test_measuring_changes_nothing() -> None:
+def test_measuring_does_not_change_the_trained_weights() -> None:
     one, other = start(), start()
     while not one.finished:
         one.epoch()
@@ -90,8 +90,8 @@ def test_measuring_changes_nothing() -> None:
     assert equal(weights(one), weights(other))
 
 
-def test_running_statistics_are_those_of_the_average() -> None:
-    """Outputs equal those after a fresh pass over all examples in the one batch that holds them."""
+def test_running_statistics_are_measured_with_the_averaged_weights() -> None:
+    """The outputs equal those of a copy whose statistics come from one batch of all training examples."""
     training = start()
     while not training.finished:
         training.train()

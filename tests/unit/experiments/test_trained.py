@@ -1,4 +1,4 @@
-"""An experiment whose network was trained before: what is measured under its first masks."""
+"""If an experiment's network is already trained, the first epoch also measures the accuracy under the first masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 def trained(norm: bool = False) -> nn.Sequential:
-    """The same network at every call."""
+    """Return the same trained network at every call."""
     model = mlp(20, 12, 8, 4, norm=norm)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for x, y in batches(*TRAIN, 60):
@@ -44,7 +44,7 @@ def start(method: str, model: Any = trained, **options: Any) -> Training:
 
 
 @pytest.mark.parametrize("method", ["rigl", "set", "sparse-momentum", "static", "snip"])
-def test_the_accuracy_under_the_first_masks_is_that_of_the_given_weights_under_them(method: str) -> None:
+def test_val_accuracy_first_mask_is_the_accuracy_of_the_masked_given_weights(method: str) -> None:
     training = start(method, trained=True)
     measured = training.epoch()  # the epoch has too few steps for an update of the masks
     model = trained()
@@ -82,7 +82,7 @@ def test_methods_that_begin_dense_have_no_first_mask(method: str) -> None:
     assert "val_accuracy_first_mask" not in training.epoch()
 
 
-def test_networks_that_were_not_trained_are_not_measured() -> None:
+def test_untrained_networks_have_no_val_accuracy_first_mask() -> None:
     training = start("static")
     assert "val_accuracy_first_mask" not in training.epoch()
 

@@ -1,4 +1,4 @@
-"""The training loop: reproducible by its seed, resumable bit for bit, and loud when the loss is no number."""
+"""The training loop is reproducible by its seed, resumes bit for bit, and raises an error if the loss is not finite."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_the_seed_decides_everything(model: Any) -> None:
     ends = []
     for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
-        torch.manual_seed(disturbance)  # what others draw from the global generator does not matter
+        torch.manual_seed(disturbance)  # draws of other code from the global generator do not matter
         training = start(experiment(model), seed=seed)
         for _ in range(2):
             training.epoch()
@@ -152,7 +152,7 @@ def test_train_loss_is_the_mean_over_examples() -> None:
     assert measured["train_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
 
 
-def test_measurements_are_those_of_the_network() -> None:
+def test_measurements_of_an_epoch_describe_the_network_at_its_end() -> None:
     training = start(experiment())
     data = small_data()
     for epoch in range(1, 5):
@@ -177,8 +177,8 @@ def test_measurements_are_those_of_the_network() -> None:
     assert int(sum((training.model[k].weight == 0).sum() for k in (0, 2))) == zeros_for(0.9, 300)
 
 
-def test_accuracy_at_target_is_measured_with_statistics_of_the_projected_network() -> None:
-    """The running statistics before projection would shift every activation by the weights that are gone."""
+def test_accuracy_at_target_uses_statistics_of_the_projected_network() -> None:
+    """With the statistics from before the projection, the removed weights would shift every activation."""
     data, which = small_data(), experiment(noisy)
     training = start(which)
     measured = training.epoch()
@@ -209,7 +209,7 @@ def test_validation_takes_no_part_in_training() -> None:
 @pytest.mark.parametrize(
     ("bad", "at"), [(math.nan, 10), (math.inf, 10), (math.nan, 14), (math.inf, 14), (-math.inf, 14)]
 )
-def test_loss_that_is_no_number(bad: float, at: int) -> None:
+def test_a_nan_or_infinite_loss_raises_an_error(bad: float, at: int) -> None:
     steps = 0
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def test_loss_that_is_no_number(bad: float, at: int) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_training_that_diverges() -> None:
+def test_a_training_that_diverges_raises_an_error() -> None:
     training = start(experiment(loss=lambda outputs, targets: outputs.square().sum()), lr=1e30)
     with pytest.raises(NotFinite):
         training.epoch()
@@ -261,7 +261,7 @@ def test_resumed_training_equals_an_unbroken_one(model: Any, done: int) -> None:
 
 
 class Shift:
-    """An augmentation that notes what it was given."""
+    """An augmentation that records its inputs."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -275,7 +275,7 @@ def tenfold(x: Tensor) -> Tensor:
     return 10 * x
 
 
-def test_augmentation_comes_first_and_changes_training_batches_only() -> None:
+def test_augmentation_precedes_prepare_and_changes_only_training_batches() -> None:
     taken: list[tuple[bool, Tensor]] = []
 
     class Noting(nn.Linear):
@@ -288,7 +288,7 @@ def test_augmentation_comes_first_and_changes_training_batches_only() -> None:
     training.epoch()
     assert [len(x) for x in augment.seen] == [16] * 6 + [4]
     given = torch.cat(augment.seen)
-    assert sorted(given[:, 0].tolist()) == sorted(data.train.x[:, 0].tolist())  # as the data set holds them
+    assert sorted(given[:, 0].tolist()) == sorted(data.train.x[:, 0].tolist())  # `prepare` was not applied before
     shift = torch.cat([x for training, x in taken if training]) / 10 - given
     assert shift.min() > -1e-5
     assert shift.max() < 1 + 1e-5

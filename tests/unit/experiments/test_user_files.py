@@ -1,4 +1,4 @@
-"""Which files of a user's own leave the machine: the modules that are imported, and the files that are declared."""
+"""Of a user's own files, only the imported modules and the declared files are sent to other machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tune_sparsity.experiments.user_files import code_of
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of a user's own: an experiment, and what lies beside it."""
+    """Return a user's folder with an experiment and other files."""
     return write_files(FILES, tmp_path / "own")
 
 
@@ -24,7 +24,7 @@ def clean_imports() -> Iterator[None]:
         yield
 
 
-def test_a_file_sends_what_it_imports_and_what_it_declares(folder: Path) -> None:
+def test_an_experiment_is_sent_with_its_imported_modules_and_declared_files(folder: Path) -> None:
     code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
     assert code is not None
     expected = {"mine.py", "blocks.py", "deeper/__init__.py", "deeper/parts.py", "lazy.py", "sizes.json"}
@@ -43,7 +43,9 @@ def test_a_file_sends_what_it_imports_and_what_it_declares(folder: Path) -> None
         (("words/**/*", ".secret"), {"words/a.txt", "words/deep/b.bin", ".secret"}),
     ],
 )
-def test_declared_files_are_sent_whatever_their_size(folder: Path, files: tuple[str, ...], sent: set[str]) -> None:
+def test_declared_files_of_any_size_are_sent_with_the_experiment(
+    folder: Path, files: tuple[str, ...], sent: set[str]
+) -> None:
     (folder / "words" / "deep").mkdir(parents=True)
     (folder / "words" / "a.txt").write_text("a")
     (folder / "words" / ".hidden").write_text("not to be sent")
@@ -57,7 +59,7 @@ def test_declared_files_are_sent_whatever_their_size(folder: Path, files: tuple[
 
 
 @pytest.mark.parametrize("name", ["none.json", "../parcel", "/etc/hostname", "words"])
-def test_a_declared_file_that_cannot_go_is_an_error(folder: Path, name: str) -> None:
+def test_a_declared_path_that_is_no_file_of_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder.parent / "parcel").write_text("")
     (folder / "words").mkdir()
     (folder / "mine.py").write_text(FILES["mine.py"].replace("sizes.json", name))
@@ -65,7 +67,7 @@ def test_a_declared_file_that_cannot_go_is_an_error(folder: Path, name: str) -> 
         code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
 
 
-def test_the_modules_of_a_package_are_those_that_are_imported(
+def test_only_the_imported_modules_of_a_package_are_sent(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {

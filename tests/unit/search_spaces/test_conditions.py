@@ -1,4 +1,4 @@
-"""Parameters that apply only beside certain values of others, and schedules as one parameter."""
+"""Parameters that apply only for certain values of other parameters, and schedules as one parameter."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_parameter_applies_where_its_condition_holds(tmp_path: Path) -> None:
     assert not space.applies("feedback_gain", {})
 
 
-def test_what_depends_on_a_parameter_that_does_not_apply_does_not_apply_either(tmp_path: Path) -> None:
+def test_a_condition_on_a_parameter_that_does_not_apply_is_not_met(tmp_path: Path) -> None:
     chain = (
         "  feedback: {type: categorical, choices: [pi, published], when: {threshold: [cosine, linear]}}\n"
         "  threshold: {type: categorical, choices: [cosine, linear, cubic]}\n"
@@ -57,7 +57,7 @@ def test_what_depends_on_a_parameter_that_does_not_apply_does_not_apply_either(t
         assert ("momentum" in space.fixed_for(values)) is expected
 
 
-def test_a_first_point_is_completed_from_the_priors_as_far_as_they_apply(tmp_path: Path) -> None:
+def test_priors_complete_a_first_point_for_the_parameters_that_apply(tmp_path: Path) -> None:
     space = space_of(
         tmp_path,
         BASE
@@ -77,7 +77,7 @@ def more(text: str) -> str:
     return f"{BASE}  {text}\n"
 
 
-# the file, the line that the error must name, what it must say
+# the file, the line that the error must name, a text that the error must contain
 MALFORMED: dict[str, tuple[str, int, str]] = {
     "a condition that is text": (more("lr: {type: float, low: 0.1, high: 1, when: pi}"), 5, "mapping of parameters"),
     "an empty condition": (more("lr: {type: float, low: 0.1, high: 1, when: {}}"), 5, "mapping of parameters"),
@@ -144,7 +144,7 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_file_is_told_in_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_refused_with_its_line_number_in_one_line(name: str, tmp_path: Path) -> None:
     text, line, said = MALFORMED[name]
     with pytest.raises(BadFile) as caught:
         space_of(tmp_path, text)
@@ -186,7 +186,7 @@ first:
     assert second.learning_rate == PiecewiseLinear(((0.0, 0.1), (0.2, 1.0), (1.0, 0.0)))
 
 
-def test_a_first_point_says_the_target_that_it_is_for(tmp_path: Path) -> None:
+def test_the_key_near_gives_the_target_of_a_first_point(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(BASE + "first:\n  - {near: 0.95, p: 1.5}\n  - {near: target, p: 1.6}\n  - {p: 1.7}\n")
     space = load_space(str(file), 0.9)

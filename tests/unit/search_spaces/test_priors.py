@@ -1,4 +1,4 @@
-"""Draws from priors: where they lie, and that they stay inside."""
+"""Values drawn from priors have the expected distribution and stay within their ranges."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def test_a_logarithmic_range_is_normal_in_its_logarithm() -> None:
     assert logs.std() == pytest.approx(0.4, rel=0.05)
 
 
-def test_at_an_end_of_the_range_half_the_normal_is_left() -> None:
+def test_a_centre_at_the_end_of_a_range_gives_a_half_normal_distribution() -> None:
     values = np.array(draws(FloatDistribution(0.0, 1.0), Prior(0.0, 0.1)))
     assert values.min() >= 0.0
     assert values.mean() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.05)
 
 
-def test_a_choice_is_the_centre_but_for_the_width() -> None:
+def test_a_choice_is_the_centre_with_the_probability_one_minus_width() -> None:
     values = draws(CategoricalDistribution(("a", "b", "c")), Prior("b", 0.3))
     shares = {choice: values.count(choice) / len(values) for choice in "abc"}
     assert shares == pytest.approx({"a": 0.15, "b": 0.7, "c": 0.15}, abs=0.02)
 
 
-def test_without_a_prior_every_value_is_as_likely() -> None:
+def test_without_a_prior_all_values_are_equally_likely() -> None:
     values = draws(IntDistribution(1, 4), None)
     assert [values.count(n) / len(values) for n in (2, 3)] == pytest.approx([1 / 3, 1 / 3], abs=0.03)
     choices = draws(CategoricalDistribution((True, False)), None)
@@ -54,7 +54,9 @@ def test_without_a_prior_every_value_is_as_likely() -> None:
     low=st.floats(1e-6, 1e3), span=st.floats(0, 1e6), log=st.booleans(), step=st.none() | st.floats(0.01, 10),
     whole=st.booleans(), at=st.floats(0, 1), width=st.floats(1e-3, 1), seed=st.integers(0, 2**32),
 )  # fmt: skip
-def test_what_is_drawn_is_a_value_of_the_distribution(low, span, log, step, whole, at, width, seed) -> None:
+def test_every_drawn_value_belongs_to_the_distribution_of_the_parameter(
+    low, span, log, step, whole, at, width, seed
+) -> None:
     if whole:
         low = math.ceil(low)
         distribution = IntDistribution(

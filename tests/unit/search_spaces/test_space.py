@@ -1,4 +1,4 @@
-"""The built-in space at many targets, spaces in files, and what a bad file is told."""
+"""The built-in spaces at many targets, spaces in files, and the error messages for malformed files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ parameters:
 
 
 def inside(space: Space, point: dict[str, Any]) -> bool:
-    """Whether every value of a point is one that the space searches."""
+    """Return whether the space searches every value of a point."""
     return all(
         space.distributions[name]._contains(space.distributions[name].to_internal_repr(value))
         for name, value in point.items()
@@ -38,7 +38,7 @@ def inside(space: Space, point: dict[str, Any]) -> bool:
 
 
 def applying(space: Space, drawn: dict[str, Any]) -> dict[str, Any]:
-    """What a trial gets of values for all parameters: those that apply."""
+    """Return the values of the parameters that apply. A trial gets only these values."""
     params: dict[str, Any] = {}
     for name in space.distributions:
         if space.applies(name, params):
@@ -58,7 +58,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SPARSE)
-def test_the_final_sparsity_is_searched_from_the_target_to_a_fifth_of_what_is_left(name: str, target: float) -> None:
+def test_final_sparsity_is_searched_in_the_first_fifth_from_the_target_to_1(name: str, target: float) -> None:
     searched = load_space(name, target).distributions["final_sparsity"]
     assert isinstance(searched, FloatDistribution)
     assert searched.low == target
@@ -67,13 +67,13 @@ def test_the_final_sparsity_is_searched_from_the_target_to_a_fifth_of_what_is_le
 
 
 def theorys(target: float) -> dict[str, Any]:
-    """lpss's first point with the published threshold adaptation."""
+    """Return the first point of lpss that uses the published threshold adaptation."""
     (point,) = [point for point in load_space("lpss", target).first if point["drop"] == "threshold"]
     return point
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_one_of_the_first_points_is_the_theorys(target: float) -> None:
+def test_one_first_point_of_lpss_has_the_p_that_the_theory_suggests(target: float) -> None:
     p = load_space("lpss", target).distributions["p"]
     assert isinstance(p, FloatDistribution)
     assert theorys(target)["p"] == min(max(suggest_p(target), p.low), p.high)
@@ -81,7 +81,7 @@ def test_one_of_the_first_points_is_the_theorys(target: float) -> None:
     assert theorys(target)["feedback"] == "published"
 
 
-def test_the_theorys_p_falls_as_the_target_rises() -> None:
+def test_the_p_that_the_theory_suggests_falls_as_the_target_rises() -> None:
     suggested = [theorys(target)["p"] for target in TARGETS]
     assert suggested == sorted(suggested, reverse=True)
     assert len(set(suggested)) >= 4
@@ -102,7 +102,7 @@ def test_every_first_point_is_complete_within_its_space_and_accepted_by_the_meth
 @pytest.mark.parametrize("name", [*BUILT_IN, "lpss+averaged", "gmp+bits"])
 @given(target=st.sampled_from(TARGETS) | st.floats(0, 0.9999), seed=st.integers(0, 2**32 - 1))
 @examples(40)
-def test_whatever_is_drawn_from_the_space_is_accepted_by_the_method(name: str, target: float, seed: int) -> None:
+def test_the_method_accepts_every_point_drawn_from_the_space(name: str, target: float, seed: int) -> None:
     space = load_space(name, target)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(5):
@@ -157,7 +157,7 @@ def test_a_range_that_its_step_does_not_divide_ends_on_the_last_step(file: Path)
 
 
 def test_a_first_point_moves_to_the_nearest_value_that_is_searched(file: Path) -> None:
-    # Theory's p for .9 is 1.104, for 0 it is 2: both lie outside.
+    # The theory suggests p = 1.104 for the target .9, and p = 2 for 0. Both lie outside the range.
     file.write_text(BASE.replace("1.1,", "1.2,") + "first:\n  - p: suggest_p\n")
     assert load_space(str(file), 0.9).first == ({"p": 1.2},)
     assert load_space(str(file), 0.0).first == ({"p": 1.9},)
@@ -173,27 +173,27 @@ def test_the_choice_true_is_not_equal_to_the_number_1(file: Path) -> None:
         load_space(str(file), 0.9)
 
 
-def test_ends_of_ranges_that_only_logarithms_can_hold_are_accepted(file: Path) -> None:
+def test_very_small_ends_of_logarithmic_ranges_are_accepted(file: Path) -> None:
     file.write_text(BASE + "  lr: {type: float, low: 1.0e-200, high: 1.0e-190, log: true}\n")
     assert load_space(str(file), 0.9).distributions["lr"] == FloatDistribution(1e-200, 1e-190, log=True)
 
 
-def test_an_unknown_name_is_told_the_nearest_one() -> None:
+def test_the_error_for_an_unknown_space_suggests_the_nearest_name() -> None:
     with pytest.raises(ValueError, match=r"unknown space 'lpsss'.*did you mean lpss"):
         load_space("lpsss", 0.9)
 
 
 def parameter(text: str) -> str:
-    """A space with one more parameter, on line 5."""
+    """Return a space with one more parameter, on line 5."""
     return f"{BASE}  {text}\n"
 
 
 def first(text: str) -> str:
-    """A space with a point to try first, from line 6 on."""
+    """Return a space with first points, from line 6 on."""
     return f"{BASE}first:\n{text}\n"
 
 
-# the file, the line that the error must name, what it must say
+# the file, the line that the error must name, a text that the error must contain
 MALFORMED: dict[str, tuple[str, int, str]] = {
     "a number that is none": (parameter("lr: {type: float, low: .nan, high: 1}"), 5, "nan"),
     "a number without end": (parameter("lr: {type: float, low: 0.1, high: .inf}"), 5, "inf"),
@@ -270,7 +270,7 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_file_is_told_in_one_line_with_its_place(name: str, file: Path) -> None:
+def test_a_malformed_file_is_refused_with_its_line_number_in_one_line(name: str, file: Path) -> None:
     text, line, said = MALFORMED[name]
     file.write_text(text)
     with pytest.raises(BadFile) as caught:

@@ -1,4 +1,4 @@
-"""Any file at all becomes a mapping with its lines, or one line about what is wrong with it."""
+"""Every file is read as a mapping with line numbers, or refused in one line that names the mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_once() -> Iterator[None]:
-    """Ends a test that hangs."""
+    """End a test that takes more than two minutes."""
 
     def late(signum: int, frame: object) -> None:
         raise TimeoutError("a small file took more than two minutes")
@@ -76,7 +76,7 @@ def test_values_come_with_the_lines_of_their_keys(file: Path) -> None:
         assert str(lines.error(place, "is\n wrong")) == f"{file}:{line}: is wrong"
 
 
-def test_anchors_may_be_used_within_reason(file: Path) -> None:
+def test_aliases_and_merges_of_a_small_file_are_read(file: Path) -> None:
     file.write_text("a: &x {type: float, low: 1}\nb: *x\nc: {<<: *x, high: 2}\n")
     data, _ = read_mapping(file)
     assert data["b"] == {"type": "float", "low": 1}
@@ -105,14 +105,14 @@ BOMBS = {
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_at_once(name: str, file: Path) -> None:
+def test_a_file_that_is_too_large_too_deep_or_expands_too_much_is_refused(name: str, file: Path) -> None:
     text, said = BOMBS[name]
     file.write_text(text)
     assert said in refusal(file)
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_file_without_end_is_refused() -> None:
+def test_an_endless_file_is_refused() -> None:
     assert "has more than" in refusal(Path("/dev/zero"))
 
 
@@ -148,13 +148,13 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_mapping_is_told_in_one_line(name: str, file: Path) -> None:
+def test_invalid_yaml_and_files_that_are_no_mappings_are_refused_in_one_line(name: str, file: Path) -> None:
     raw, said = BROKEN[name]
     file.write_bytes(raw)
     assert said in refusal(file)
 
 
-def test_a_path_that_is_no_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "none.yaml")
     assert "directory" in refusal(tmp_path)
     assert "too long" in refusal(tmp_path / ("x" * 300 + ".yaml"))
@@ -210,7 +210,7 @@ SNIPPETS = st.sampled_from([
     )
 )
 @examples(500)
-def test_any_slip_in_a_good_file_loads_or_is_refused(edits: list[tuple[int, int, str]], file: Path) -> None:
+def test_a_valid_file_with_random_edits_loads_or_is_refused(edits: list[tuple[int, int, str]], file: Path) -> None:
     text = SPACE
     for start, length, instead in edits:
         text = text[:start] + instead + text[start + length :]

@@ -24,7 +24,7 @@ def either_scan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def drawn(shape: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Constants]:
-    """Currents and constants that need gradients; about a third of the neurons spike in a step."""
+    """Return currents and constants that need gradients. In each step, about a third of the neurons spike."""
     generator = torch.Generator().manual_seed(seed)
     currents = torch.randn(shape, generator=generator, dtype=torch.float64).mul(1.2).to(dtype).requires_grad_()
     v = torch.randn(shape[2], generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -111,7 +111,7 @@ def test_a_current_of_one_spikes_at_every_step() -> None:
 
 
 @pytest.mark.usefixtures("either_scan")
-def test_without_a_memory_a_spike_depends_on_its_step_alone() -> None:
+def test_with_km_and_ks_of_1_a_spike_depends_only_on_the_current_of_its_step() -> None:
     currents = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
     traces, spikes = spiking_scan(currents, Constants(constant(0.0, 4), constant(1.0, 4), constant(1.0, 4)))
     assert torch.equal(spikes, (currents >= 1).float())
@@ -119,7 +119,7 @@ def test_without_a_memory_a_spike_depends_on_its_step_alone() -> None:
 
 
 @pytest.mark.usefixtures("either_scan")
-def test_examples_and_later_steps_do_not_meet() -> None:
+def test_results_do_not_depend_on_other_examples_or_later_steps() -> None:
     currents, constants = drawn((5, 12, 7), 8, torch.float32)
     whole = spiking_scan(currents, constants)
     order = torch.tensor([3, 1, 4, 0, 2])
@@ -130,7 +130,7 @@ def test_examples_and_later_steps_do_not_meet() -> None:
 
 
 @pytest.mark.usefixtures("either_scan")
-def test_inputs_in_another_order_of_memory_and_of_another_type() -> None:
+def test_inputs_may_be_non_contiguous_or_bfloat16() -> None:
     currents, constants = drawn((4, 6, 5), 9, torch.float32)
     wanted, _ = spiking_scan(currents, constants)
     turned = currents.detach().permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -143,7 +143,7 @@ def test_inputs_in_another_order_of_memory_and_of_another_type() -> None:
 
 
 @pytest.mark.usefixtures("either_scan")
-def test_an_empty_batch() -> None:
+def test_an_empty_batch_gives_empty_results() -> None:
     _, constants = drawn((1, 1, 3), 10, torch.float32)
     traces, spikes = spiking_scan(torch.zeros(0, 4, 3), constants)
     assert traces.shape == spikes.shape == (0, 4, 3)

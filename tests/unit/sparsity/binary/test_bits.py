@@ -11,7 +11,7 @@ from tune_sparsity.sparsity.binary.bits import pack, signs, unpack
 
 
 @given(rows=st.integers(1, 5), n=st.integers(1, 70), seed=st.integers(0, 2**32 - 1))
-def test_bits_come_back(rows: int, n: int, seed: int) -> None:
+def test_unpack_reverses_pack(rows: int, n: int, seed: int) -> None:
     positive = torch.rand(rows, n, generator=torch.Generator().manual_seed(seed)) < 0.5
     packed = pack(positive)
     assert packed.dtype == torch.uint8
@@ -21,7 +21,7 @@ def test_bits_come_back(rows: int, n: int, seed: int) -> None:
     assert not left_over.any()
 
 
-def test_bits_count_from_the_lowest() -> None:
+def test_the_first_sign_is_the_lowest_bit_of_a_byte() -> None:
     positive = torch.tensor([[True, False, False, True, False, False, False, False, True]])
     assert pack(positive).tolist() == [[0b1001, 1]]
 

@@ -1,4 +1,4 @@
-"""Binary layers in training: their gradients, what they retain, and that nothing of a step stays."""
+"""Binary layers in training: their gradients, and the memory that they keep during and after a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def exact(y: Tensor, grad: Tensor) -> Tensor:
-    """The gradient by autograd of the normalisation's definition."""
+    """Return the gradient of the normalisation's definition, by autograd."""
     y = y.clone().requires_grad_()
     centred = y - y.mean((0, 2))[:, None]
     (centred / centred.abs().mean((0, 2))[:, None]).backward(grad)
@@ -40,8 +40,8 @@ def test_the_normalisation_has_mean_zero_and_magnitude_one() -> None:
     torch.testing.assert_close(normalised * size[:, None] + mean[:, None], y)
 
 
-def test_the_gradient_is_that_of_autograd_where_magnitudes_are_equal() -> None:
-    """The signs are all that is known of the normalised numbers, and there they are these numbers."""
+def test_the_normalisation_gradient_is_exact_if_all_magnitudes_are_equal() -> None:
+    """The backward pass knows only the signs of the normalised numbers. Here these numbers are equal to their signs."""
     sign = signs(random(20, 5, 2)).double()
     sign[10:] = -sign[:10]  # so that the mean is 0
     y, grad = 3 * sign + 0.5, random(20, 5, 2, seed=1)
@@ -49,14 +49,14 @@ def test_the_gradient_is_that_of_autograd_where_magnitudes_are_equal() -> None:
     torch.testing.assert_close(normalise_backward(grad, sign, size), exact(y, grad), rtol=0, atol=1e-12)
 
 
-def test_the_gradient_is_near_that_of_autograd_elsewhere() -> None:
+def test_the_normalisation_gradient_is_near_autograd_for_other_magnitudes() -> None:
     y, grad = random(64, 24, 1), random(64, 24, 1, seed=1)
     normalised, _, size = normalise(y)
     found, true = normalise_backward(grad, signs(normalised).double(), size), exact(y, grad)
     assert F.cosine_similarity(found.flatten(), true.flatten(), 0) > 0.99
 
 
-def test_the_exact_gradient_has_the_closed_form_that_it_is_taken_from() -> None:
+def test_the_exact_normalisation_gradient_has_the_closed_form() -> None:
     y, grad = random(64, 24, 1), random(64, 24, 1, seed=1)
     normalised, _, size = normalise(y)
     u, sign = grad / size[:, None], normalised.sign()
@@ -74,7 +74,7 @@ PRODUCTS: list[tuple[Product, tuple[int, ...], tuple[int, ...]]] = [
 
 
 def reference(product: Product, x: Tensor, weight: Tensor) -> Tensor:
-    """The same product, whose gradients autograd knows."""
+    """Return the same product, computed with operations of torch that autograd can differentiate."""
     if isinstance(product, LinearProduct):
         return F.linear(x, weight)
     (rows, columns), pool = product.padding, product.pool
@@ -99,10 +99,10 @@ def test_gradients_of_products_are_those_of_autograd(
 
 @pytest.mark.parametrize(("product", "inputs", "weights"), PRODUCTS)
 @pytest.mark.parametrize("kind", ["sign", "relu", "none"])
-def test_a_block_in_parts_is_the_block_as_a_whole(
+def test_a_block_computed_in_parts_equals_the_block_computed_at_once(
     product: Product, inputs: tuple[int, ...], weights: tuple[int, ...], kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight rows at a time give what plain tensor operations give for all rows."""
+    """A block that computes eight rows at a time equals plain tensor operations on all rows."""
     monkeypatch.setattr("tune_sparsity.sparsity.binary.blocks._TOGETHER", 1)
     latent, x = 0.3 * random(*weights, seed=2), signs(random(*inputs, seed=1)).requires_grad_()
     block = BinaryBlock(latent, product, kind, None)
@@ -129,7 +129,7 @@ def test_a_block_in_parts_is_the_block_as_a_whole(
     assert certain.float().mean() > 0.9
 
 
-def test_parts_are_whole_bytes_and_all_rows() -> None:
+def test_parts_of_a_weight_begin_at_whole_bytes_and_cover_all_rows() -> None:
     for rows, fan_in, results in ((1, 3, 1), (10, 1000, 100), (257, 5000, 100), (300, 3, 100_000)):
         parts = list(in_parts(torch.empty(rows, fan_in), results))
         assert all(part.start % 8 == 0 for part in parts)
@@ -137,7 +137,7 @@ def test_parts_are_whole_bytes_and_all_rows() -> None:
 
 
 def retained(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
-    """The bytes that autograd saves for the backward pass, beside tensors that are there anyway."""
+    """Return the bytes of the tensors that autograd saves for the backward pass, without the tensors in `own`."""
     sizes, known = dict[int, int](), {tensor.untyped_storage().data_ptr() for tensor in own}
 
     def pack_hook(tensor: Tensor) -> Tensor:
@@ -152,19 +152,19 @@ def retained(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
     return total
 
 
-def test_two_bits_of_each_number_are_kept_for_the_backward_pass() -> None:
+def test_a_hidden_layer_keeps_two_bits_per_output_for_the_backward_pass() -> None:
     batch, widths = 100, (784, 256, 256, 10)
     model = mlp(*widths)
     make_binary(model)
     x = torch.rand(batch, widths[0])
     found = retained(lambda: model(x), [x, *model.parameters()])
     gates = sum(batch * -(-width // 8) for width in widths[1:-1])
-    outputs = sum(batch * -(-width // 8) for width in widths[1:])  # signs, which are the next layer's inputs, too
+    outputs = sum(batch * -(-width // 8) for width in widths[1:])  # signs, also the inputs of the next layer
     assert found == gates + outputs + 4 * sum(widths[1:])
 
 
-def test_nothing_of_a_step_stays() -> None:
-    """Memory that a step takes is given back without Python's collector, which would find circles of references."""
+def test_a_step_frees_its_memory_without_the_garbage_collector() -> None:
+    """There are no cycles of references, which only Python's garbage collector would free."""
     model = mlp(20, 16, 16, 3)
     make_binary(model)
     x, y = torch.rand(8, 20), torch.arange(8) % 3
@@ -184,8 +184,8 @@ def test_nothing_of_a_step_stays() -> None:
 
 
 @pytest.mark.parametrize("pool", [(1, 1), (2, 2)])
-def test_signs_pass_from_a_convolution_to_a_linear_layer(pool: tuple[int, int]) -> None:
-    """The linear layer's inputs are bits that the convolution has made, in the order of nn.Flatten."""
+def test_a_linear_layer_takes_the_sign_bits_of_a_flattened_convolution(pool: tuple[int, int]) -> None:
+    """The convolution makes the sign bits, in the order of nn.Flatten."""
     layers = [nn.Conv2d(1, 8, 3), nn.MaxPool2d(pool), nn.ReLU(), nn.Flatten()]
     width = 8 * (6 // pool[0]) ** 2
     model = nn.Sequential(*layers, nn.Linear(width, 12), nn.ReLU(), nn.Linear(12, 4))

@@ -1,4 +1,4 @@
-"""Tell networks that become binary from others, and see that their stored form computes the same."""
+"""Binary networks and their stored form compute the same. Networks that cannot be binary are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def trained(model: nn.Module, activations: str) -> list[BinaryBlock]:
 
 @pytest.mark.parametrize("activations", ["binary", "real"])
 @pytest.mark.parametrize("make", NETWORKS)
-def test_what_is_stored_computes_the_same_bit_for_bit(make: Callable[[], nn.Module], activations: str) -> None:
+def test_folded_and_loaded_networks_compute_the_same_bit_for_bit(
+    make: Callable[[], nn.Module], activations: str
+) -> None:
     torch.manual_seed(0)
     model = make()
     trained(model, activations)
@@ -76,7 +78,7 @@ def test_hidden_thresholds_are_whole_numbers_of_two_bytes() -> None:
 
 
 @pytest.mark.parametrize("n", range(1, 131))
-def test_counting_bits_is_the_product_of_signs(n: int) -> None:
+def test_counting_different_bits_gives_the_inner_product_of_signs(n: int) -> None:
     """An inner product of signs is n - 2 popcount(x xor w), for every width."""
     generator = torch.Generator().manual_seed(n)
     x, w = (signs(torch.randn(6, n, generator=generator)) for _ in range(2))
@@ -122,7 +124,7 @@ class OfOnesOwn(nn.Module):
         (nn.Sequential(nn.Flatten()), "no linear layer or convolution that can be binary"),
     ],
 )
-def test_what_has_no_binary_form_is_told_in_one_line(model: nn.Module, line: str) -> None:
+def test_a_network_without_a_binary_form_is_refused_in_one_line(model: nn.Module, line: str) -> None:
     before = str(model)
     with pytest.raises(ValueError, match=line) as told:
         make_binary(model)

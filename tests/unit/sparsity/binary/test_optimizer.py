@@ -1,4 +1,4 @@
-"""Step binary weights."""
+"""The optimizers of binary weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.binary.optimizer import BETA_1, BinaryOptimizer, ada
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 40.0])
-def test_it_is_adam_for_gradients_of_one_size(size: float) -> None:
+def test_adam_of_signs_equals_adam_for_gradients_of_equal_magnitude(size: float) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = 0.1 * torch.randn(9, 5, generator=generator, dtype=torch.float64)
     ours, mean = weight.clone(), torch.zeros_like(weight)
@@ -36,7 +36,7 @@ def test_latent_weights_stay_within_one() -> None:
     assert torch.equal(weight, torch.ones(8, 2))
 
 
-def test_bop_flips_what_the_gradient_pushes_across() -> None:
+def test_bop_flips_weights_whose_mean_gradient_has_their_sign_and_exceeds_tau() -> None:
     weight = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
     mean = torch.tensor([[0.2, -0.2, 0.2, -0.2]])
     bop(weight, mean, mean.clone(), gamma=0.5, tau=0.1)
@@ -66,7 +66,7 @@ def test_no_gradient_outlives_the_backward_pass(flips: str) -> None:
 
 
 @pytest.mark.parametrize("flips", ["signs", "bop"])
-def test_a_loss_falls(flips: str) -> None:
+def test_the_optimizer_lowers_the_training_loss(flips: str) -> None:
     torch.manual_seed(0)
     model = mlp(20, 32, 32, 3)
     blocks = make_binary(model)

@@ -1,4 +1,4 @@
-"""Products that count bits are those of numbers, exactly."""
+"""Products that are computed by counting bits equal the products of the numbers exactly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def layer(rows: int, fan_in: int, kind: Kind) -> SignLayer:
 
 
 @pytest.mark.parametrize("fan_in", [*range(1, 131), 255, 256, 257, 1000, 1024])
-def test_counts_are_the_products_of_every_width(fan_in: int) -> None:
+def test_popcount_layers_equal_sign_layers_for_every_fan_in(fan_in: int) -> None:
     for rows in (1, 7, 64, 65, 130):
         x = random_signs(fan_in, 3, fan_in)
         for kind in ("none", "relu", "sign"):
@@ -48,7 +48,7 @@ def test_counts_are_the_products_of_every_width(fan_in: int) -> None:
         assert torch.equal(counted(x), to_words(expected >= 0))
 
 
-def test_thresholds_beyond_all_products_hold() -> None:
+def test_thresholds_beyond_all_products_give_constant_signs() -> None:
     one = layer(4, 20, "sign")
     one.threshold = whole_threshold(torch.tensor([-1e9, -20.0, 20.0, 1e9]), 20)
     one.weight.data[:] = 1
@@ -58,7 +58,7 @@ def test_thresholds_beyond_all_products_hold() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 33])
-def test_a_network_that_counts_bits_computes_the_same(batch: int) -> None:
+def test_a_network_with_popcount_layers_computes_the_same_outputs(batch: int) -> None:
     torch.manual_seed(0)
     convolution = nn.Sequential(nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 8, 3), nn.ReLU())
     for model in (mlp(36, 70, 65, 12, 5), nn.Sequential(convolution, nn.Flatten(), *mlp(128, 30, 9, 4))):

@@ -1,4 +1,4 @@
-"""The method `binary`: a training from its first step to what is stored of it."""
+"""The method `binary`: a training from its first step to its stored network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def saved(model: nn.Module, training: BinaryTraining) -> bytes:
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_it_learns_and_ends_on_signs(settings: dict[str, Any]) -> None:
+def test_a_binary_training_learns_and_ends_on_signs(settings: dict[str, Any]) -> None:
     model = mlp(20, 64, 64, 4)
     training = build(model, settings)
     assert not training.fixed
@@ -52,7 +52,7 @@ def test_it_learns_and_ends_on_signs(settings: dict[str, Any]) -> None:
     training.check_finite()
 
 
-def test_the_rates_of_a_step_fall_together() -> None:
+def test_lr_and_gamma_follow_the_same_schedule() -> None:
     model = mlp(20, 16, 4)
     training = build(model, {"flips": "bop", "gamma": 0.02})
     for step in (0, 3, STEPS // 2, STEPS - 1):
@@ -101,7 +101,7 @@ def test_the_learning_rate_follows_its_schedule_from_the_first_step_on() -> None
         F.cross_entropy(model(torch.rand(8, 20)), torch.arange(8) % 4).backward()
         rates.append(float((weight.detach().float() - before).abs().max()))
         training.step()
-    # Warm-up takes 5 steps. Adam's first step is the rate itself.
+    # Warm-up takes 5 steps. Adam's first step has the size of the learning rate.
     assert rates[0] < 0.2 * max(rates[4:8])
     assert rates[19] > 0.01
 
@@ -120,7 +120,7 @@ def test_an_ended_training_holds_no_latent_weights() -> None:
     assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
 
 
-def test_nan_is_found() -> None:
+def test_check_finite_names_a_parameter_that_is_nan() -> None:
     model = mlp(20, 16, 4)
     training = build(model, {})
     training.check_finite()
@@ -133,7 +133,7 @@ def test_nan_is_found() -> None:
     "wrong",
     [{"lr": 0.0}, {"activations": "none"}, {"flips": "adam"}, {"gamma": 0.0}, {"tau": 1.0}, {"final_sparsity": 0.5}],
 )
-def test_wrong_settings_are_one_line(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused_in_one_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))) as told:
         build(mlp(20, 8, 4), wrong)
     assert "\n" not in str(told.value)

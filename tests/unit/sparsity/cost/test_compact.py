@@ -45,13 +45,15 @@ def scattered(count: int) -> list[int]:
 
 
 def entropy(count: int) -> float:
-    """Return the least bytes of a set of so many of 500 rows at random places."""
+    """Return the entropy, in bytes, of a random set of `count` of 500 rows."""
     return math.log2(math.comb(500, count)) / 8
 
 
 @given(shapes, st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([1, 3, 20]), st.integers(0, 2**31))
 @example((500, 800), 0.4, 16, 0)
-def test_weights(shape: tuple[int, ...], density: float, together: int, seed: int) -> None:
+def test_weights_with_few_rows_and_columns_round_trip_exactly(
+    shape: tuple[int, ...], density: float, together: int, seed: int
+) -> None:
     weight = sparse(shape, density, seed).masked_fill(~few_rows_and_columns(shape, seed, together), 0)
     data, mask = encode({"w": weight}, {"w"}), weight != 0
     assert same_bits(load(data)["w"], weight)
@@ -62,7 +64,9 @@ def test_weights(shape: tuple[int, ...], density: float, together: int, seed: in
 @given(shapes, st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([8, 4, 2, 1]), st.integers(0, 2**31))
 @example((500, 800), 1.0, 4, 0)
 @example((500, 800), 0.4, 4, 0)
-def test_codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> None:
+def test_codes_with_few_rows_and_columns_round_trip_exactly(
+    shape: tuple[int, ...], density: float, bits: int, seed: int
+) -> None:
     one, mask = codes(shape, density, bits, seed), few_rows_and_columns(shape, seed, 3)
     kept = one.codes * mask
     one = Codes(kept, one.scales * kept.reshape(shape[0], -1).any(1), bits)
@@ -74,7 +78,7 @@ def test_codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> 
     assert len(data) == Layout.of({"w": one.weight()}, {"w"}, Precision(bits)).size({"w": kept})
 
 
-def test_each_form_of_a_small_matrix() -> None:
+def test_a_small_matrix_is_stored_dense_or_with_rice_codes_by_its_density() -> None:
     rows, columns = np.arange(500)[:, None], np.arange(800)
     small = (rows < 32) & (columns % 50 < 16)
     assert best_form(small, 32).form == COMPACT + DENSE
@@ -93,7 +97,7 @@ def test_each_form_of_a_small_matrix() -> None:
         (scattered(400), 1.15 * entropy(400) + 3),
     ],
 )
-def test_a_set_of_rows_takes_few_bytes(used: Sequence[int], most: float) -> None:
+def test_the_set_of_used_rows_takes_few_bytes(used: Sequence[int], most: float) -> None:
     form = best_form(np.isin(np.arange(500), used)[:, None] & (np.arange(4) < 3), 32)
     assert form.form == COMPACT + DENSE
     assert form.sets[0].bits // 8 <= most

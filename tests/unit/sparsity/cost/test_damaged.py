@@ -1,6 +1,6 @@
-"""A packed file that is damaged is refused or is the same network, by the reader in Python and by the one in C.
+"""The Python reader and the C reader refuse a damaged packed file, or they read the same network from it.
 
-Most of the files here have a checksum that fits what they have become: without that the checksum alone would be tested.
+Most of the files here have a checksum that fits their damaged content. Otherwise only the checksum would be tested.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def with_checksum(data: bytes) -> bytes:
 
 
 def damaged(count: int, seed: int = 0) -> Iterator[tuple[bytes, bytes]]:
-    """Yield pairs of a file and what has become of it: bits flipped, cut, lengthened, or bytes put elsewhere."""
+    """Yield pairs of a file and its damaged copy: bits are flipped, bytes are replaced, or the length is changed."""
     chance, sound = random.Random(seed), networks()
     for _ in range(count):
         before = chance.choice(sound)
@@ -80,7 +80,7 @@ def damaged(count: int, seed: int = 0) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read(data: bytes) -> dict[str, Packed] | None:
-    """Return the tensors, or None where they are refused, which is said in one line."""
+    """Return the tensors, or None if the reader refuses them in one line."""
     try:
         return decode(data)
     except ValueError as error:
@@ -119,14 +119,14 @@ MALFORMED = [
 ]
 
 
-def test_a_damaged_file_is_refused_or_the_same() -> None:
+def test_a_damaged_file_is_refused_or_read_like_the_original() -> None:
     for before, data in damaged(COUNT):
         found = read(data)
         assert found is None or equal(found, decode(before))
 
 
-def test_no_file_is_read_in_part_or_crashes_the_reader() -> None:
-    """What is read from a file whose checksum fits is some network: written again, it is the same one."""
+def test_a_damaged_file_with_a_fitting_checksum_has_at_most_a_value_per_bit() -> None:
+    """The reader accepts some of these files, and refuses the others in one line."""
     accepted = 0
     for _, data in damaged(COUNT):
         if len(data) > 4 and (found := read(with_checksum(data))) is not None:
@@ -136,7 +136,7 @@ def test_no_file_is_read_in_part_or_crashes_the_reader() -> None:
 
 
 @pytest.mark.parametrize("data", MALFORMED)
-def test_malformed_files(data: bytes) -> None:
+def test_malformed_files_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a packed file|malformed|damaged"):
         decode(data)
 
@@ -149,7 +149,7 @@ def test_a_tensor_that_no_memory_holds_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program around packed.h with the address sanitizer: it reads files and tells what they hold."""
+    """Return a program with packed.h and the address sanitizer. It reads files and prints their content."""
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("a C compiler: cc")
     path = tmp_path_factory.mktemp("c") / "read"
@@ -204,14 +204,14 @@ def agrees(tensors: list[tuple[str, bytes, bytes]], expected: dict[str, Packed])
     return True
 
 
-def test_c_reads_what_python_reads(program: Path) -> None:
+def test_the_c_reader_reads_the_same_tensors_as_the_python_reader(program: Path) -> None:
     files = [*networks(), encode({"w": sparse((300, 784), 0.02, 5)}, {"w"}), encode({"w": torch.zeros(2, 0)}, {"w"})]
     for data, tensors in zip(files, through_c(program, files), strict=True):
         assert tensors is not None
         assert agrees(tensors, decode(data))
 
 
-def test_c_reads_all_real_types(program: Path) -> None:
+def test_the_c_reader_reads_all_real_types(program: Path) -> None:
     tensors = {
         str(dtype): torch.arange(-3, 9).view(3, 4).to(dtype) for dtype in (*FLOATS, *OTHERS, torch.uint32, torch.uint64)
     }
@@ -222,13 +222,13 @@ def test_c_reads_all_real_types(program: Path) -> None:
     assert agrees(found, decode(data))
 
 
-def test_c_refuses_damaged_files(program: Path) -> None:
+def test_the_c_reader_refuses_damaged_files_or_reads_the_original(program: Path) -> None:
     pairs = list(damaged(COUNT))
     for (before, _), found in zip(pairs, through_c(program, [data for _, data in pairs]), strict=True):
         assert found is None or agrees(found, decode(before))
 
 
-def test_c_refuses_malformed_files(program: Path) -> None:
+def test_the_c_reader_refuses_malformed_files(program: Path) -> None:
     found = through_c(program, MALFORMED)
     twice = next(place for place, data in enumerate(MALFORMED) if data[4:5] == b"\x02")
     del found[twice]  # the C reader does not remember names
@@ -236,7 +236,7 @@ def test_c_refuses_malformed_files(program: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
-def test_c_stays_within_damaged_files_whose_checksum_fits(program: Path) -> None:
+def test_damaged_files_with_fitting_checksums_cause_no_memory_error_in_c(program: Path) -> None:
     files = [with_checksum(data) for _, data in damaged(COUNT) if len(data) > 4]
     for data, found in zip(files, through_c(program, files), strict=True):
         expected = read(data)

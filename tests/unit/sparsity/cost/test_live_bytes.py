@@ -1,4 +1,4 @@
-"""The bytes of tensors that are alive at most, against counts by hand."""
+"""The bytes of the live tensors, and their peak, equal counts by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_tensors_count_from_where_they_are_made_until_they_are_gone() -> None:
         z = y + 1
         assert (live.now, live.peak) == (3 * BYTES, 3 * BYTES)
         del y
-        z = z * 2  # the old one is alive until the new one is there
+        z = z * 2  # the old tensor is alive until the new one exists
         assert (live.now, live.peak) == (2 * BYTES, 3 * BYTES)
     with live:
         w = torch.cat([z, z, z])
@@ -35,7 +35,7 @@ def test_views_and_work_in_place_take_no_memory() -> None:
         assert live.peak == BYTES
 
 
-def test_what_was_there_counts_once_and_from_where_it_is_seen() -> None:
+def test_existing_tensors_count_once_from_their_listing_or_first_use() -> None:
     x, y = torch.ones(N), torch.ones(N)
     with LiveBytes([x, x, x[3:]]) as live:
         assert live.now == BYTES
@@ -43,7 +43,7 @@ def test_what_was_there_counts_once_and_from_where_it_is_seen() -> None:
         assert live.now == 2 * BYTES
 
 
-def test_a_backward_pass_is_seen() -> None:
+def test_the_tensors_of_a_backward_pass_are_counted() -> None:
     layer, x = nn.Linear(50, 40, bias=False), torch.ones(30, 50)
     with LiveBytes([x, *layer.parameters()]) as live:
         layer(x).square().sum().backward()

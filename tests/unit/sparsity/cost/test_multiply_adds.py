@@ -1,4 +1,4 @@
-"""Multiply-adds are those that a person counts."""
+"""The counted multiply-adds equal counts by hand."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def pruned(model: nn.Module, share: float = 0.6) -> nn.Module:
     return model
 
 
-def test_linear_layers() -> None:
+def test_a_linear_layer_uses_each_nonzero_weight_once_per_position() -> None:
     model = pruned(nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)))
     expected = sum(int(param.count_nonzero()) for param in model.parameters() if param.dim() == 2)
     assert macs(model, torch.randn(4, 7)) == expected
-    assert macs(model, torch.randn(4, 6, 7)) == 6 * expected  # at six places of each example
+    assert macs(model, torch.randn(4, 6, 7)) == 6 * expected  # each example has six positions
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -48,13 +48,13 @@ def test_a_convolution_equals_a_brute_force_count(groups: int, stride: int, padd
     assert macs(layer, x) == count
 
 
-def test_a_transposed_convolution() -> None:
+def test_a_transposed_convolution_uses_each_weight_once_per_input_position() -> None:
     layer = pruned(nn.ConvTranspose2d(4, 6, 3, stride=2))
     assert macs(layer, torch.randn(3, 4, 5, 7)) == 5 * 7 * int(layer.weight.count_nonzero())
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers(kind: type[nn.Module]) -> None:
+def test_a_recurrent_layer_uses_each_weight_once_per_time_step(kind: type[nn.Module]) -> None:
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -74,7 +74,7 @@ def test_attention_counts_its_weights_and_not_its_products_of_activations() -> N
     assert macs(model, torch.randn(2, 3, 8)) == 3 * weights
 
 
-def test_what_is_not_pruned_counts_in_full() -> None:
+def test_layers_that_are_not_pruned_count_all_their_weights() -> None:
     model = pruned(nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)))
     expected = int(model[0].weight.count_nonzero()) + 15
     assert macs(model, torch.randn(2, 7), LayerRules(dense=("1.*",))) == expected
@@ -99,7 +99,7 @@ def test_a_weight_in_an_unknown_operation_has_no_count() -> None:
     assert count_uses(model, [Layer("layer.weight", model.layer.weight, False)], torch.randn(2, 4)) is None
 
 
-def test_the_network_stays_as_it_was() -> None:
+def test_counting_multiply_adds_does_not_change_the_network() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout()).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert macs(model, torch.randn(5, 4)) == 12

@@ -1,4 +1,4 @@
-"""What is written into a packed file is read back bit for bit, and has the size that the masks say."""
+"""Tensors are read back from a packed file bit for bit, and the file has the size that is computed from the masks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ densities = st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
 
 
 def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Return a tensor of any bits that its type can have."""
+    """Return a tensor of random bits."""
     generator = Generator().manual_seed(seed)
     if dtype == torch.bool:
         return torch.randint(0, 2, shape, generator=generator).bool()
@@ -50,7 +50,7 @@ def sparse(shape: tuple[int, ...], density: float, seed: int, dtype: torch.dtype
 
 
 def codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> Codes:
-    """Return codes of all magnitudes; a row without one has a scale of 0."""
+    """Return codes of all magnitudes. A row without codes has the scale 0."""
     generator = Generator().manual_seed(seed)
     size = torch.randint(1, min(127, 1 << (bits - 1)) + 1, shape, generator=generator)
     sign = 2 * torch.randint(0, 2, shape, generator=generator) - 1
@@ -74,7 +74,9 @@ def test_dense_tensors_keep_every_bit(those: list[tuple[tuple[int, ...], torch.d
 @example((1,), 0.0, torch.float32, 0)
 @example((3, 7), 1.0, torch.float16, 0)
 @example((40, 5000), 0.001, torch.float32, 0)
-def test_sparse_tensors(shape: tuple[int, ...], density: float, dtype: torch.dtype, seed: int) -> None:
+def test_sparse_tensors_round_trip_exactly_with_the_computed_size(
+    shape: tuple[int, ...], density: float, dtype: torch.dtype, seed: int
+) -> None:
     tensors = {"w": sparse(shape, density, seed, dtype), "b": torch.arange(3.0)}
     data = encode(tensors, {"w"})
     assert all(same_bits(tensor, load(data)[name]) for name, tensor in tensors.items())
@@ -84,7 +86,9 @@ def test_sparse_tensors(shape: tuple[int, ...], density: float, dtype: torch.dty
 @given(shapes.filter(bool), densities, st.sampled_from([8, 4, 2, 1]), st.integers(0, 2**31))
 @example((1,), 1.0, 8, 0)
 @example((30, 2000), 0.01, 4, 0)
-def test_codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> None:
+def test_codes_round_trip_exactly_with_the_computed_size(
+    shape: tuple[int, ...], density: float, bits: int, seed: int
+) -> None:
     one = codes(shape, density, bits, seed)
     data = encode({"w": one}, ())
     found = decode(data)["w"]
@@ -111,7 +115,7 @@ def test_signs_are_a_bit_each(shape: tuple[int, ...], seed: int) -> None:
 @pytest.mark.parametrize(
     "values", [torch.tensor([1, 0]).char(), torch.tensor([1, 2]).char(), torch.tensor([1.0, -1.0])]
 )
-def test_what_is_no_sign_is_refused(values: Tensor) -> None:
+def test_signs_other_than_int8_with_minus_1_and_1_are_refused(values: Tensor) -> None:
     with pytest.raises(ValueError, match="w cannot be packed: signs must be int8 with"):
         encode({"w": Signs(values)}, {"w"})
 
@@ -127,8 +131,8 @@ def test_each_form_is_chosen_where_it_is_the_smallest() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98, 0.99, 0.999])
 @pytest.mark.parametrize("shape", [(300, 784), (64, 32, 3, 3)])
-def test_index_is_near_the_entropy(shape: tuple[int, ...], sparsity: float) -> None:
-    """Compares the index alone, of random masks, with the number of ways to choose so many places."""
+def test_the_index_of_a_random_mask_is_near_its_entropy(shape: tuple[int, ...], sparsity: float) -> None:
+    """The size of the index is compared with the logarithm of the number of masks with as many nonzero weights."""
     n = math.prod(shape)
     z = round(n * (1 - sparsity))
     ways = (math.lgamma(n + 1) - math.lgamma(z + 1) - math.lgamma(n - z + 1)) / math.log(2)
@@ -152,7 +156,7 @@ def test_scales_and_biases_are_counted_for_each_neuron() -> None:
     assert Layout(0, {"w": Prunable(60_000, 300, 32)}).neuron_bytes(300) == 0
 
 
-def test_a_network_of_few_bits_is_written_in_its_precision() -> None:
+def test_tensors_are_written_with_the_types_of_the_precision() -> None:
     weight, bias = codes((50, 40), 0.2, 4, 0).weight(), torch.arange(50) / 8
     tensors = {"head.weight": weight, "bias": bias, "embedding.weight": weight, "mean": torch.rand(50)}
     precision = Precision(4, ("bias",))
@@ -180,7 +184,7 @@ def test_only_the_sign_of_a_zero_is_lost() -> None:
         assert not found.signbit()[found == 0].any()
 
 
-def test_a_type_without_a_number_is_refused() -> None:
+def test_a_dtype_that_the_file_format_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"w cannot be packed: it has 1 dimensions .* and the type float8_e5m2"):
         encode({"w": torch.zeros(3).to(torch.float8_e5m2)}, ())
 

@@ -1,4 +1,4 @@
-"""Averages of the weights: closed forms, torch's own as an oracle, and every method's zeros, sphere and state."""
+"""Averages of the weights equal closed forms and torch's averages, and keep the zeros, sphere and state of a method."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(name: str, model: nn.Module, **more: Any) -> SparseTraining:
 # ---- closed forms
 
 
-def test_the_spread_of_a_walk_along_a_line() -> None:
+def test_the_spread_of_weights_on_a_line_has_its_closed_form() -> None:
     """The variance of a + b t over t = 0 .. n - 1 is b^2 n (n + 1) / 12."""
     param = nn.Parameter(torch.zeros(50))
     a, b = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_the_spread_of_a_walk_along_a_line() -> None:
     assert torch.equal(again.spread()[0][1], deviation)
 
 
-def test_the_spread_of_an_exponential_mean_is_that_of_its_weights() -> None:
+def test_the_spread_of_an_ema_is_the_weighted_standard_deviation_of_samples() -> None:
     samples = torch.randn(30, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     param = nn.Parameter(torch.zeros(20, dtype=torch.float64))
     average = WeightAverage([param], Averaging("ema", decay=0.8))
@@ -67,7 +67,7 @@ def test_the_spread_of_an_exponential_mean_is_that_of_its_weights() -> None:
 
 
 @pytest.mark.parametrize(("kind", "decay"), [("swa", 0.0), ("ema", 0.9), ("ema", 0.0)])
-def test_the_mean_of_a_walk_along_a_line(kind: str, decay: float) -> None:
+def test_the_mean_of_weights_on_a_line_has_its_closed_form(kind: str, decay: float) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(50, generator=generator) for _ in range(2))
     param = nn.Parameter(torch.zeros(50))
@@ -95,7 +95,7 @@ def test_weights_that_stay_are_their_mean_bit_for_bit(kind: str, dtype: torch.dt
 
 
 def test_the_variance_of_the_mean_falls_as_one_over_the_number_of_samples() -> None:
-    """Of SGD on w^2/2 with gradients of noise s: w <- (1 - lr) w - lr s, whose mean has the variance s^2/n."""
+    """SGD on w^2/2 with noise of deviation s in its gradients: the mean of n samples of w has the variance s^2/n."""
     for n in (200, 800):
         torch.manual_seed(0)
         model = nn.Linear(200, 200, bias=False)
@@ -125,7 +125,7 @@ def test_the_variance_of_the_mean_falls_as_one_over_the_number_of_samples() -> N
 
 @pytest.mark.parametrize("more", [SWA, EMA], ids=["swa", "ema"])
 @pytest.mark.parametrize("name", MASKED)
-def test_the_network_is_torchs_average_and_has_the_masks_zeros(name: str, more: dict[str, Any]) -> None:
+def test_the_final_weights_equal_torchs_averaged_model_and_keep_the_masks(name: str, more: dict[str, Any]) -> None:
     model = network()
     sparse = build(name, model, **more)
     assert sparse.average is not None
@@ -148,13 +148,13 @@ def test_the_network_is_torchs_average_and_has_the_masks_zeros(name: str, more: 
     assert all(
         torch.equal(layer.weight != 0, mask != 0) for layer, mask in zip(sparse.layers, sparse.masks, strict=True)
     )
-    train(model, sparse, STEPS, STEPS + 3)  # an average is not trained on
+    train(model, sparse, STEPS, STEPS + 3)  # an averaged network is not trained any more
     assert same(dict(model.named_parameters()), end)
     assert not beside[1].average.taken
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_nothing_of_the_training_changes_but_its_end(name: str) -> None:
+def test_averaging_changes_only_the_final_weights_of_a_training(name: str) -> None:
     model, other = network(), network()
     plain, averaged = build(name, model), build(name, other, averaging="swa")
     train(model, plain, 0, STEPS)
@@ -200,7 +200,7 @@ def test_resumed_equals_unbroken_bit_for_bit(name: str, stop: int, more: dict[st
     assert same(again.state_dict(), sparse.state_dict())
 
 
-def test_a_training_with_fewer_steps_than_planned_ends_on_what_was_averaged() -> None:
+def test_a_training_with_fewer_steps_than_planned_ends_on_its_average_so_far() -> None:
     model = network()
     sparse = build("gmp", model, **SWA)
     train(model, sparse, 0, 70)
@@ -210,7 +210,7 @@ def test_a_training_with_fewer_steps_than_planned_ends_on_what_was_averaged() ->
     assert same(dict(model.named_parameters()), mean)
     early = build("gmp", other := network(), **SWA)
     train(other, early, 0, 30)
-    early.finish()  # no mask was fixed before: there is nothing to average
+    early.finish()  # the mask was not fixed yet, so there is nothing to average
     assert not early.average.taken  # type: ignore[union-attr]
     assert zeros(early) == zeros_for(0.9, early.zeros()[1])
 
@@ -241,14 +241,14 @@ def test_parameters_of_half_precision_are_averaged_in_single() -> None:
     ],
 )
 @pytest.mark.parametrize("name", MASKED)
-def test_wrong_settings_are_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused_in_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         build(name, network(), **wrong)
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_the_held_rate_is_flat_while_weights_are_averaged(name: str) -> None:
+def test_the_learning_rate_hold_is_constant_while_weights_are_averaged(name: str) -> None:
     sparse = build(name, network(), **SWA, tail=0.25)
     assert sparse.average is not None
     begin = sparse.average.how.begin
@@ -258,8 +258,8 @@ def test_the_held_rate_is_flat_while_weights_are_averaged(name: str) -> None:
     assert sparse.learning_rate(0.875 * begin) == pytest.approx(0.625)
 
 
-def test_the_horizon_is_a_share_of_the_tails_samples() -> None:
-    sparse = build("gmp", network(), **EMA)  # the tail of 24 steps has 12 samples, and the horizon is 0.3 of them
+def test_the_ema_horizon_is_a_share_of_the_averaged_samples() -> None:
+    sparse = build("gmp", network(), **EMA)  # 24 steps with 12 samples; the horizon is 3.6 samples
     assert sparse.average is not None
     how = sparse.average.how
     assert (how.kind, how.begin, how.every) == ("ema", 0.7, 2)
@@ -267,12 +267,12 @@ def test_the_horizon_is_a_share_of_the_tails_samples() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "sum"}, {"begin": 1.5}, {"every": 0}, {"decay": 1.0}])
-def test_impossible_averages_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_arguments_of_averaging_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="average"):
         Averaging(**wrong)
 
 
-def test_gradients_do_not_reach_the_mean() -> None:
+def test_parameters_still_get_gradients_after_averaging() -> None:
     model = network()
     sparse = build("dense", model, averaging="swa")
     train(model, sparse, 0, STEPS)

@@ -22,7 +22,7 @@ from tune_sparsity.tuner.worker.sizes import precision_of
 
 
 def exact(sparse: SparseTraining) -> bool:
-    """Return whether each prunable weight is its scale times its code, bit for bit, with no code where it is masked."""
+    """Return whether each prunable weight is its scale times its code, bit for bit. Masked weights have the code 0."""
     codes = sparse.codes()
     assert list(codes) == [layer.name for layer in sparse.layers]
     for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
@@ -41,7 +41,7 @@ def exact(sparse: SparseTraining) -> bool:
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", MASKED)
-def test_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -> None:
+def test_every_method_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -> None:
     model = network()
     sparse = build(name, model, weight_bits=bits, bits_share=0.25)
     assert (sparse.total_steps, sparse.few_bits.how.steps) == (60, 20)  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ def test_resumed_equals_unbroken_bit_for_bit(name: str, stop: int) -> None:
 
 
 def turned() -> nn.Sequential:
-    """Neurons that are not the first dimension, and weights whose memory is in the order of channels last."""
+    """Return a network with neurons in the second dimension of some weights and in channels-last memory format."""
     torch.manual_seed(0)
     layers = [nn.Unflatten(1, (1, 4, 4)), nn.ConvTranspose2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3)]
     whole = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
@@ -88,7 +88,7 @@ def turned() -> nn.Sequential:
 
 @pytest.mark.parametrize("name", ["lpss", "gmp"])
 @pytest.mark.parametrize("model", [turned, depthwise])
-def test_weights_of_any_orientation_and_memory(model: Callable[[], nn.Module], name: str) -> None:
+def test_transposed_depthwise_and_channels_last_weights_end_on_codes(model: Callable[[], nn.Module], name: str) -> None:
     trained = model()
     sparse = build(name, trained, weight_bits=4)
     train(trained, sparse, 0, STEPS)
@@ -132,8 +132,8 @@ def test_biases_of_rows_without_a_weight_are_zero_and_no_other_is(name: str) -> 
     assert all(torch.equal(tensor.float(), state[name]) for name, tensor in load(data).items())
 
 
-def test_what_is_rounded_to_float16_goes_on_from_its_exact_values() -> None:
-    # Steps far below what float16 can tell from 1 still move a bias when there are enough of them.
+def test_biases_rounded_to_float16_are_trained_from_their_exact_values() -> None:
+    # Each step is smaller than the spacing of float16 at 1. Many such steps together still move the bias.
     weight, bias = torch.ones(1, 1), nn.Parameter(torch.ones(1))
     training = FewBitsTraining([weight], [torch.ones(1, 1)], [bias], FewBits(4, 100))
     training.begin()
@@ -149,7 +149,7 @@ def test_what_is_rounded_to_float16_goes_on_from_its_exact_values() -> None:
     assert len(seen) > 5
 
 
-def test_layers_of_no_size_have_no_codes() -> None:
+def test_layers_without_elements_are_trained_and_packed() -> None:
     with pytest.warns(UserWarning, match="zero-element"):
         model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 0), nn.Linear(0, 8), nn.Linear(8, 4))
     sparse = build("gmp", model, weight_bits=4)
@@ -163,7 +163,7 @@ def test_layers_of_no_size_have_no_codes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_a_type_that_does_not_hold_the_products_are_refused(dtype: torch.dtype) -> None:
+def test_half_precision_weights_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="needs weights in float32 or float64"):
         FewBitsTraining([torch.ones(2, 2, dtype=dtype)], [torch.ones(2, 2)], [], FewBits(4, 10))
 
@@ -207,7 +207,7 @@ def test_a_row_has_two_to_the_bits_levels_and_no_zero(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_the_first_scales_round_better_than_those_of_the_largest_weight(bits: int) -> None:
+def test_the_first_scales_round_better_than_scales_from_the_largest_weights(bits: int) -> None:
     torch.manual_seed(0)
     before = torch.randn(20, 300)
     weight = before.clone()
@@ -253,7 +253,7 @@ def test_a_row_without_weights_has_no_scale_and_stays_zero() -> None:
     assert weight.isfinite().all()
 
 
-def test_a_weight_without_a_gradient_stays_as_it_was_rounded() -> None:
+def test_a_weight_without_a_gradient_does_not_change_after_its_rounding() -> None:
     torch.manual_seed(0)
     weights = [torch.randn(4, 9), torch.randn(5, 7)]
     training = FewBitsTraining(weights, [torch.ones_like(one) for one in weights], [], FewBits(4, 50))
@@ -267,7 +267,7 @@ def test_a_weight_without_a_gradient_stays_as_it_was_rounded() -> None:
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1e8])
-def test_scales_beyond_those_of_float16_are_cut_off(magnitude: float) -> None:
+def test_scales_beyond_the_range_of_float16_are_clamped(magnitude: float) -> None:
     torch.manual_seed(0)
     weight = magnitude * torch.randn(5, 50)
     training = alone(weight, 8)
@@ -287,13 +287,13 @@ def test_active_weights_that_are_zero_get_a_code() -> None:
     assert (codes.codes != 0).all()
 
 
-def test_codes_are_their_scales_times_numbers() -> None:
+def test_a_weight_is_its_code_times_the_scale_of_its_row() -> None:
     codes = Codes(torch.tensor([[1, -2], [0, 8]], dtype=torch.int8), torch.tensor([0.5, 0.25]).half(), 4)
     assert torch.equal(codes.weight(), torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_codes_are_found_from_the_values_alone(bits: int) -> None:
+def test_codes_and_scales_are_found_from_the_weights_only(bits: int) -> None:
     torch.manual_seed(0)
     codes = torch.randint(-largest_code(bits), largest_code(bits) + 1, (60, 7, 3)) * (torch.rand(60, 7, 3) < 0.3)
     codes[5], codes[6] = 0, 2 * codes[7].sign()  # a row without weights, and one whose codes have a divisor
@@ -329,14 +329,14 @@ def test_codes_of_a_trained_network_are_found_in_its_weights() -> None:
     ],
 )
 @pytest.mark.parametrize("name", MASKED)
-def test_wrong_settings_are_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused_in_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         build(name, network(), **wrong)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(("total", "steps"), [(1, 0), (2, 1), (3, 1), (100, 30)])
-def test_some_step_is_always_left_for_the_rest(total: int, steps: int) -> None:
+def test_few_bits_leave_at_least_one_step_before_the_rounding(total: int, steps: int) -> None:
     few = METHODS["gmp"].configure({"weight_bits": 4, "bits_share": 0.3}).few_bits_of(total)
     assert few == FewBits(4, steps)
 

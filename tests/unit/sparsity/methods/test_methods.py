@@ -1,4 +1,4 @@
-"""Every method by its name: exact target, zeros that stay zero, and a resumed training equal to an unbroken one."""
+"""Every method reaches its exact target, keeps its zeros, and resumes equal to an unbroken training."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def zeros(sparse: SparseTraining) -> int:
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", SPARSE)
-def test_ends_on_its_sparsity_exactly_and_learns(name: str, sparsity: float) -> None:
+def test_every_method_ends_on_its_exact_sparsity_and_learns(name: str, sparsity: float) -> None:
     model = network()
     sparse = build(name, model, sparsity)
     x, y = batch(0)
@@ -74,12 +74,12 @@ def test_ends_on_its_sparsity_exactly_and_learns(name: str, sparsity: float) -> 
     total = sum(layer.weight.numel() for layer in sparse.layers)
     assert zeros(sparse) == zeros_for(sparsity, total)
     assert all(mask.any() for mask in sparse.masks)
-    if sparsity == 0.5:  # 80 steps are too few for a random mask of a tenth
+    if sparsity == 0.5:  # 80 steps are too few for random masks with a tenth of the weights
         assert F.cross_entropy(model(x), y) < 0.7 * before
 
 
 def depthwise() -> nn.Sequential:
-    """16 filters of 9 weights each, among rows of 32 weights."""
+    """Return a network with 16 filters of 9 weights each between layers with longer rows."""
     torch.manual_seed(0)
     layers = [nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
     layers += [nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.ReLU()]
@@ -90,7 +90,7 @@ def depthwise() -> nn.Sequential:
 @pytest.mark.parametrize("distribution", ["global", "erk", "uniform"])
 @pytest.mark.parametrize("name", ["lpss", "gmp"])
 @pytest.mark.parametrize("model", [network, depthwise])
-def test_every_neuron_keeps_a_connection_while_these_are_at_most_half(
+def test_every_neuron_keeps_a_weight_if_two_weights_per_neuron_remain(
     model: Callable[[], nn.Module], name: str, distribution: str
 ) -> None:
     trained = model()
@@ -186,7 +186,7 @@ def test_regrown_connections_start_at_zero_and_without_momentum() -> None:
 
 @functools.cache
 def unbroken(name: str) -> list[bytes]:
-    """The files of a training of `name` before every step and after the last."""
+    """Return the saved states of a training before every step and after the last step."""
     model = network()
     sparse = build(name, model)
     files = []
@@ -200,7 +200,7 @@ def unbroken(name: str) -> list[bytes]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal bit for bit."""
+    """Return whether two states are equal bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -212,7 +212,7 @@ def same(one: Any, other: Any) -> bool:
 @given(stop=st.integers(0, STEPS), used=st.integers(0, 2))
 @pytest.mark.parametrize("name", MASKED)
 def test_resumed_at_any_step_equals_unbroken_bit_for_bit(name: str, stop: int, used: int) -> None:
-    """Into a fresh training, and into one that has already taken steps of its own."""
+    """The state is loaded into a new training, and into one that has already taken steps."""
     files = unbroken(name)
     saved = torch.load(io.BytesIO(files[stop]), weights_only=True)
     model = network(seed=5)
@@ -243,7 +243,7 @@ def test_a_copy_of_the_training_goes_on_like_the_original(name: str, stop: int) 
     train(model, sparse, 0, stop)
     other, again = copy.deepcopy((model, sparse))
     train(model, sparse, stop, STEPS)
-    assert not same(other.state_dict(), model.state_dict())  # the copy did not move with it
+    assert not same(other.state_dict(), model.state_dict())  # the copy did not change with the original
     train(other, again, stop, STEPS)
     assert same(other.state_dict(), model.state_dict())
     assert same(again.state_dict(), sparse.state_dict())
@@ -290,7 +290,7 @@ def test_copies_and_averages_of_the_network_keep_the_sparsity(name: str) -> None
             not dict(other.named_parameters())[layer.name][mask == 0].any()
             for layer, mask in zip(sparse.layers, sparse.masks, strict=True)
         )
-    # The rule: an average begins when the mask is fixed. One that began while it moved is denser.
+    # The rule: an average begins when the mask is fixed. An average that begins earlier is denser.
     if name not in STILL:
         assert zeros_of(averaged[30].module) < wanted, f"{name}: {MOVES}"
     fresh = network(seed=9)
@@ -298,7 +298,7 @@ def test_copies_and_averages_of_the_network_keep_the_sparsity(name: str) -> None
     assert zeros_of(fresh) == wanted
 
 
-def test_a_parameter_that_is_no_number_is_named() -> None:
+def test_a_nan_or_infinite_parameter_is_named() -> None:
     model = network()
     sparse = build("rigl", model)
     train(model, sparse, 0, 3)
@@ -327,7 +327,7 @@ def test_arguments_of_lpss_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_wrong_settings_are_one_line(name: str) -> None:
+def test_invalid_settings_are_refused_in_one_line(name: str) -> None:
     for wrong in ({"lr": -1.0}, {"lr": math.nan}, {"momentum": 1.0}, {"no_such": 1}):
         with pytest.raises(ValueError, match=r"lr|momentum|no_such") as caught:
             METHODS[name].build(network(), {**params(name, 0.9), **wrong}, total_steps=9, generator=torch.Generator())

@@ -1,4 +1,4 @@
-"""The recipes: settings refused in one line, and networks that end sparse and have learned."""
+"""The methods refuse wrong settings in one line, and their networks end sparse and have learned."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_bad_settings_name_the_parameter_and_what_is_accepted(name: str, values:
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(LpssSettings) if f.type == "float"])
 @pytest.mark.parametrize("value", ["0.5", None, [0.5]])
-def test_settings_that_are_no_numbers_are_named_too(name: str, value: Any) -> None:
+def test_settings_that_are_not_numbers_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name} = .* it takes a number$"):
         LpssSettings(**{**GOOD, name: value})
 
@@ -65,7 +65,7 @@ def test_settings_that_are_no_numbers_are_named_too(name: str, value: Any) -> No
 def test_ends_of_the_ranges_are_accepted() -> None:
     LpssSettings(0.0, 1.02, sphere_lr=0.25, threshold={"begin": 0.0, "end": 1.0, "start": 1.0}, momentum=0.0)
     LpssSettings(0.999, 2.0, threshold_interval=1, feedback_gain=0.0, initial_sparsity=0.0)
-    LpssSettings(np.float64(0.5), np.float32(1.5), threshold_interval=np.int64(10))  # as samplers hand them out
+    LpssSettings(np.float64(0.5), np.float32(1.5), threshold_interval=np.int64(10))  # samplers return such types
 
 
 def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
@@ -80,7 +80,7 @@ def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
         method.build(mlp(20, 8, 4), {**GOOD, "p": 3}, total_steps=10, generator=generator())
 
 
-def test_method_builds_what_its_parameters_say() -> None:
+def test_lpss_builds_the_training_that_its_parameters_describe() -> None:
     params = {**GOOD, "sphere_lr": 0.02, "lr": 0.3, "momentum": 0.5, "threshold.end": 0.6}
     sparse = METHODS["lpss"].build(mlp(20, 8, 4), params, total_steps=10, generator=generator())
     sphere, rest = sparse.optimizer.param_groups
@@ -92,7 +92,7 @@ def test_method_builds_what_its_parameters_say() -> None:
 # ---- networks
 
 
-def test_every_parameter_is_trained_once() -> None:
+def test_every_parameter_is_in_exactly_one_optimizer_group() -> None:
     model = mlp(20, 8, 4, norm=True)
     sparse = lpss(model, total_steps=10)
     trained = [id(param) for group in sparse.optimizer.param_groups for param in group["params"]]
@@ -115,7 +115,7 @@ def test_a_network_of_one_layer_has_no_sphere() -> None:
     assert [group["p"] for group in sparse.optimizer.param_groups] == [None]
 
 
-def test_initial_masks_are_random_by_their_generator() -> None:
+def test_the_generator_decides_the_random_initial_masks() -> None:
     def first(seed: int | None) -> torch.Tensor:
         model = mlp(20, 30, 4)
         return lpss(model, total_steps=10, generator=None if seed is None else generator(seed)).masks[0]
@@ -131,7 +131,7 @@ def test_initial_sparsity_is_never_above_the_final_one() -> None:
     assert sparse.sparsity() == pytest.approx(0.1)
 
 
-def test_feedback_by_name() -> None:
+def test_the_setting_feedback_selects_the_threshold_controller() -> None:
     def feedback(name: str) -> Any:
         settings = LpssSettings(0.9, 1.3, drop="threshold", feedback=name, feedback_gain=0.2)
         return lpss(mlp(20, 8, 4), settings, total_steps=10).topology
@@ -164,7 +164,7 @@ def test_masks_move_at_least_five_times_in_a_short_training(steps: int, interval
     assert topology.interval == interval
 
 
-def test_decay_is_of_what_lies_off_the_sphere_and_of_gains() -> None:
+def test_weight_decay_applies_to_gains_and_to_weights_outside_the_sphere() -> None:
     settings = LpssSettings(0.9, 1.3, weight_decay=0.01)
     with_gains = lpss(mlp(20, 8, 4), settings, total_steps=10).optimizer.param_groups
     assert [(group["p"], group["weight_decay"]) for group in with_gains] == [(1.3, 0.01), (None, 0.01)]
@@ -222,7 +222,7 @@ def test_early_layers_take_an_exponent_of_their_own() -> None:
         assert torch.allclose((w.abs() ** p).sum(1), torch.ones(12), atol=1e-5)
 
 
-def test_the_published_learning_rate_peaks_after_a_sixth() -> None:
+def test_the_published_learning_rate_peaks_after_a_sixth_of_the_training() -> None:
     sparse = lpss(nn.Linear(3, 2), LpssSettings(0.5, 1.3, learning_rate="published"), total_steps=10)
     assert sparse.learning_rate(1 / 6) == pytest.approx(1.0)
     assert sparse.learning_rate(1.0) == pytest.approx(0.0001)
@@ -265,12 +265,12 @@ def test_an_exported_network_has_its_gains_in_its_weights() -> None:
     ("name", "value"),
     [("p_early", 1.0), ("p_early", "1.2"), ("early_layers", 0), ("learning_rate", "fast"), ("knots_for_epochs", 0)],
 )
-def test_wrong_early_layers_and_rates_are_named(name: str, value: object) -> None:
+def test_invalid_early_layer_and_learning_rate_settings_are_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         LpssSettings(0.9, 1.3, **{name: value})  # type: ignore[arg-type]
 
 
-def test_names_with_a_dot_are_parts_of_one_value() -> None:
+def test_parameter_names_with_a_dot_are_parts_of_one_value() -> None:
     params = {"p": 1.4, "threshold.start": 0.2, "threshold.end": 0.7}
     assert nested(params) == {"p": 1.4, "threshold": {"start": 0.2, "end": 0.7}}
     assert nested({}) == {}
@@ -279,7 +279,7 @@ def test_names_with_a_dot_are_parts_of_one_value() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_settings_are_configured_from_parameters_or_refused(name: str) -> None:
+def test_configure_makes_settings_and_refuses_unknown_parameters(name: str) -> None:
     required = {"p": 1.4, "final_sparsity": 0.9}
     params = {key: value for key, value in required.items() if key in METHODS[name].settings.__dataclass_fields__}
     assert METHODS[name].configure(params) == METHODS[name].settings(**params)
@@ -306,7 +306,7 @@ def test_bad_parts_of_a_schedule_name_the_part(threshold: dict[str, Any], said: 
     assert "\n" not in str(error.value)
 
 
-def test_a_schedule_is_one_value_however_it_is_given() -> None:
+def test_a_schedule_can_be_an_object_a_mapping_named_parts_or_a_shape() -> None:
     whole = LpssSettings(0.9, 1.3, threshold=Schedule("linear", 0.2, 0.0, 0.1, 0.6))
     assert LpssSettings(0.9, 1.3, threshold={"shape": "linear", "end": 0.6}) == whole
     parts = {"final_sparsity": 0.9, "p": 1.3, "threshold.shape": "linear", "threshold.end": 0.6}

@@ -1,4 +1,4 @@
-"""A network that was trained before, as a start: what it computes, which masks it begins with, and what is kept."""
+"""A method that begins with a trained network: the first outputs, the first masks, and the kept precision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 def transposed() -> nn.Sequential:
-    """Of which no two layers have neurons in the same dimension."""
+    """Return a network with neurons in different dimensions of its weights."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Unflatten(1, (5, 4)), nn.ConvTranspose1d(5, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(30, 4)
@@ -53,7 +53,7 @@ def train(model: nn.Module, sparse: SparseTraining, steps: int) -> None:
 
 
 def kept_are_largest(weights: list[Tensor], masks: list[Tensor]) -> bool:
-    """Whether no masked weight is larger than one that is kept."""
+    """Return whether no masked weight is larger than a kept weight."""
     kept = torch.cat([weight.abs()[mask != 0] for weight, mask in zip(weights, masks, strict=True)])
     masked = torch.cat([weight.abs()[mask == 0] for weight, mask in zip(weights, masks, strict=True)])
     return bool(kept.min() >= masked.max())
@@ -111,7 +111,7 @@ def test_snip_goes_by_its_own_criterion() -> None:
     assert not kept_are_largest(weights, sparse.masks)
 
 
-def test_masks_that_were_moved_before_a_step_do_not_move_again_in_it() -> None:
+def test_masks_moved_before_a_step_do_not_move_again_in_this_step() -> None:
     ends = []
     for ahead in (False, True):
         model = mlp(20, 30, 12, 4)
@@ -139,7 +139,9 @@ def test_masks_that_were_moved_before_a_step_do_not_move_again_in_it() -> None:
         (torch.float64, torch.float64),  # in float32 the first step would cost the weights half of their digits
     ],
 )
-def test_v_and_gain_are_in_float32_or_better_and_the_weights_stay(dtype: torch.dtype, kept: torch.dtype) -> None:
+def test_v_and_gain_have_at_least_float32_and_no_weight_changes_at_the_start(
+    dtype: torch.dtype, kept: torch.dtype
+) -> None:
     model = mlp(20, 30, 12, 4).to(dtype)
     before = copy.deepcopy(model.state_dict())
     sparse = lpss(model, LpssSettings(0.0, 1.05), total_steps=STEPS, trained=True)
@@ -150,7 +152,7 @@ def test_v_and_gain_are_in_float32_or_better_and_the_weights_stay(dtype: torch.d
 
 
 @pytest.mark.parametrize("method", PARAMS)
-def test_a_network_in_float64_keeps_its_digits(method: str) -> None:
+def test_training_a_float64_network_keeps_float64_precision(method: str) -> None:
     model = mlp(20, 30, 12, 4, norm=True).double().eval()
     x = blobs()[0].double()
     before = model(x).detach()
@@ -164,7 +166,7 @@ def test_a_network_in_float64_keeps_its_digits(method: str) -> None:
     assert {param.dtype for param in model.parameters()} == {torch.float64}
 
 
-def test_norms_of_rows_before_a_normalisation_by_constants_are_learnt() -> None:
+def test_row_norms_before_a_batch_norm_with_constant_statistics_are_learnt() -> None:
     model, x = mlp(20, 30, 12, 4, norm=True), blobs()[0]
     model(x)  # so that the constants are no longer 0 and 1
     for module in model.modules():
@@ -199,8 +201,8 @@ def test_the_scale_of_rows_before_a_batch_normalisation_changes_nothing() -> Non
     assert torch.allclose(*ends, rtol=1e-3, atol=1e-5)
 
 
-def test_a_state_of_rows_without_gains_goes_on_as_it_was() -> None:
-    """As it was saved when networks with normalisation had weights of norm 1."""
+def test_an_older_state_without_gains_resumes_with_rows_of_norm_1() -> None:
+    """Older versions saved such a state: rows before a normalisation had the norm 1 and no gain."""
     model = mlp(20, 30, 12, 4, norm=True)
     sparse = lpss(model, LpssSettings(0.0, 1.3), total_steps=STEPS)
     train(model, sparse, 3)
@@ -222,7 +224,7 @@ def test_a_state_of_rows_without_gains_goes_on_as_it_was() -> None:
     assert not torch.equal(again[0].weight, weights["0.weight"])
 
 
-def test_a_trained_network_that_goes_on_under_masks_is_better_than_one_that_begins() -> None:
+def test_pruning_a_trained_network_ends_better_than_pruning_a_random_one() -> None:
     x, y = blobs(800, features=30, classes=10)
     losses = []
     for trained in (False, True):
@@ -243,7 +245,7 @@ def test_a_trained_network_that_goes_on_under_masks_is_better_than_one_that_begi
     assert losses[1] < 0.5 * losses[0]
 
 
-def test_frozen_weights_that_are_pruned_are_the_largest() -> None:
+def test_pruning_frozen_weights_keeps_the_largest() -> None:
     model = mlp(20, 30, 12, 4)
     model[0].requires_grad_(False)
     before = model[0].weight.clone()

@@ -1,4 +1,4 @@
-"""Finds the neurons of a network that can be removed, and names the layers that stay whole."""
+"""The neurons that can be removed are found, and the layers that stay whole are named."""
 
 from __future__ import annotations
 
@@ -102,13 +102,15 @@ def test_attention_and_recurrent_layers_stay_whole() -> None:
         (lambda x: x.sum(1, keepdim=True), 1, "torch-pruning does not follow its outputs to head"),
     ],
 )
-def test_what_the_graph_has_wrong_stays_whole(function: Callable[[Tensor], Tensor], width: int, reason: str) -> None:
+def test_a_layer_whose_neurons_cannot_be_removed_stays_whole_with_a_reason(
+    function: Callable[[Tensor], Tensor], width: int, reason: str
+) -> None:
     groups = groups_of(networks.Computed(function, width), ROWS)
     assert groups.count == 0
     assert whole(groups)["hidden.weight"].startswith(reason)
 
 
-def test_neurons_that_are_outputs_too_stay() -> None:
+def test_neurons_that_are_also_outputs_of_the_network_stay() -> None:
     class Both(networks.Computed):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
             hidden = self.hidden(x)
@@ -117,7 +119,7 @@ def test_neurons_that_are_outputs_too_stay() -> None:
     assert groups_of(Both(nn.Identity()), ROWS).count == 0
 
 
-def test_neurons_that_a_layer_reads_whose_weights_are_not_pruned_stay() -> None:
+def test_neurons_stay_if_the_layer_that_reads_them_is_not_pruned() -> None:
     model = networks.mlp()
     groups = groups_of(model, torch.randn(3, 12), LayerRules(dense=("4.weight",)))
     assert groups.count == 20
@@ -127,13 +129,13 @@ def test_neurons_that_a_layer_reads_whose_weights_are_not_pruned_stay() -> None:
     assert groups.count == 0
 
 
-def test_a_shared_weight_stays() -> None:
+def test_a_layer_with_a_shared_weight_stays_whole() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     model[2].weight = model[0].weight
     assert whole(groups_of(model, ROWS))["0.weight"] == "several modules share its weight"
 
 
-def test_a_layer_that_is_called_twice_loses_what_both_calls_spare() -> None:
+def test_the_neurons_of_a_layer_that_is_called_twice_are_found() -> None:
     class Twice(networks.Computed):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.hidden(x).relu() + self.hidden(2 * x).tanh())
@@ -142,7 +144,7 @@ def test_a_layer_that_is_called_twice_loses_what_both_calls_spare() -> None:
     assert groups.count == 8
 
 
-def test_the_network_stays_what_it_is() -> None:
+def test_finding_neurons_does_not_change_the_network() -> None:
     model = networks.resnet().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Checks the order and the number of the groups that are removed, and the masks."""
+"""Checks the order and the number of the removed groups, and the masks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def kept(first: int, second: int) -> int:
 
 
 @given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.96))
-def test_as_few_neurons_go_as_are_enough(seed: int, sparsity: float) -> None:
+def test_no_more_neurons_are_removed_than_the_sparsity_needs(seed: int, sparsity: float) -> None:
     logs = [normal(seed + at, *log.shape).float() for at, log in enumerate(LOGS)]
     masks = GROUPS.masks(logs, sparsity)
     first, second = neurons_left(masks)
@@ -74,11 +74,11 @@ def values_of(logs: Sequence[Tensor]) -> Tensor:
     return torch.cat([rows[0] * columns[1], rows[1] * columns[2]])
 
 
-def test_importance_is_the_rows_norm_times_the_columns() -> None:
+def test_importance_multiplies_the_mean_squares_of_the_row_and_the_column() -> None:
     torch.testing.assert_close(GROUPS.importance(LOGS), values_of(LOGS), rtol=1e-5, atol=0)
 
 
-def test_where_a_normalisation_follows_its_factor_takes_the_place_of_the_rows_norm() -> None:
+def test_the_factor_of_a_following_normalisation_replaces_the_row_weights() -> None:
     model = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, OUTPUTS))
     groups, logs = found(model, torch.randn(3, INPUTS))
     factors = normal(5, 8)
@@ -98,7 +98,7 @@ def test_importance_does_not_underflow() -> None:
     assert not columns.any()
 
 
-def test_masks_do_not_change_where_a_neuron_is_scaled_and_what_reads_it_is_scaled_back() -> None:
+def test_scaling_rows_and_inversely_the_next_columns_keeps_the_importance() -> None:
     scale = 4 * normal(1, FIRST).float()
     scaled = [LOGS[0] + scale[:, None], LOGS[1] - scale, LOGS[2]]
     before, after = values_of(LOGS)[:FIRST], values_of(scaled)[:FIRST]
@@ -114,7 +114,7 @@ def test_every_layer_keeps_a_neuron() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.7))
-def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -> None:
+def test_bundled_layers_keep_a_multiple_of_four_neurons_or_all(seed: int, sparsity: float) -> None:
     logs = [normal(seed + at, *log.shape).float() for at, log in enumerate(LOGS)]
     groups = GROUPS.bundled(4)
     first, second = neurons_left(groups.masks(logs, sparsity))
@@ -130,7 +130,7 @@ def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -
     assert not more or any(total - kept(*one) < Fraction(repr(sparsity)) * total for one in more)
 
 
-def test_a_layer_with_fewer_neurons_than_a_bundle_keeps_all() -> None:
+def test_a_layer_with_fewer_neurons_than_one_bundle_keeps_all_neurons() -> None:
     groups = GROUPS.bundled(16)
     assert groups.whole == (
         *GROUPS.whole,
@@ -141,7 +141,7 @@ def test_a_layer_with_fewer_neurons_than_a_bundle_keeps_all() -> None:
     assert groups.fewest == [INPUTS * 16, 16 * SECOND, SECOND * OUTPUTS]
 
 
-def test_channels_that_a_residual_sum_adds_keep_a_multiple_together() -> None:
+def test_channels_of_a_residual_sum_keep_a_multiple_of_four() -> None:
     model = networks.resnet()
     groups, logs = found(model, torch.randn(2, 3, 8, 8))
     masks = groups.bundled(4).masks(logs, 0.5)
@@ -150,11 +150,11 @@ def test_channels_that_a_residual_sum_adds_keep_a_multiple_together() -> None:
     assert min(outputs) < max(len(mask) for mask in masks)
 
 
-def test_nothing_goes_for_a_sparsity_of_zero() -> None:
+def test_no_neuron_is_removed_for_a_sparsity_of_zero() -> None:
     assert all(mask.all() for mask in GROUPS.masks(LOGS, 0.0))
 
 
-def test_neurons_that_are_masked_by_now_go_first() -> None:
+def test_neurons_that_are_already_masked_are_removed_first() -> None:
     few = GROUPS.masks(LOGS, 0.3)
     others = [-log for log in LOGS]
     more = GROUPS.masks(others, 0.5, active=few)
@@ -162,7 +162,7 @@ def test_neurons_that_are_masked_by_now_go_first() -> None:
     assert (GROUPS.alive(GROUPS.masks(others, 0.5)) & ~GROUPS.alive(few)).any()
 
 
-def test_ties_are_cut_to_a_neuron() -> None:
+def test_equal_importances_do_not_remove_more_neurons_than_needed() -> None:
     equal = [torch.zeros_like(log) for log in LOGS]
     masks = GROUPS.masks(equal, 0.5)
     first, second = neurons_left(masks)
@@ -182,7 +182,7 @@ def test_masks_are_the_same_on_a_gpu() -> None:
     assert all(torch.equal(a.cpu(), b) for a, b in zip(masks, GROUPS.masks(LOGS, 0.5), strict=True))
 
 
-def test_convolutions_before_a_flattening_count_all_columns() -> None:
+def test_a_channel_before_a_flattening_masks_all_its_columns() -> None:
     groups, logs = found(networks.lenet(), torch.randn(2, 1, 28, 28))
     masks = groups.masks(logs, 0.8)
     channels, more = (int(mask.flatten(1).any(1).sum()) for mask in masks[:2])
@@ -191,7 +191,7 @@ def test_convolutions_before_a_flattening_count_all_columns() -> None:
     assert torch.equal(masks[1].flatten(1).any(1).repeat_interleave(16), masks[2].any(0))
 
 
-def test_a_selection_by_multiply_adds_meets_their_number() -> None:
+def test_a_selection_by_multiply_adds_ends_within_one_channel_below_the_limit() -> None:
     model, example = networks.lenet(), torch.randn(2, 1, 28, 28)
     layers = prunable_layers(model, sphere=False)
     groups, logs = found(model, example)
@@ -207,7 +207,7 @@ def test_a_selection_by_multiply_adds_meets_their_number() -> None:
         assert macs - largest < uses.macs(counts) <= macs
 
 
-def test_a_selection_by_multiply_adds_that_nothing_can_meet_gives_the_smallest_network() -> None:
+def test_a_limit_of_multiply_adds_below_all_networks_gives_the_smallest() -> None:
     model, example = networks.lenet(), torch.randn(2, 1, 28, 28)
     layers = prunable_layers(model, sphere=False)
     groups, logs = found(model, example)
@@ -216,7 +216,7 @@ def test_a_selection_by_multiply_adds_that_nothing_can_meet_gives_the_smallest_n
     assert [int(mask.sum()) for mask in masks] == groups.fewest
 
 
-def test_a_selection_takes_and_gives_weights_as_rows() -> None:
+def test_a_selection_takes_and_returns_tensors_with_neurons_as_rows() -> None:
     model = networks.transposed()
     layers = prunable_layers(model, sphere=False)
     groups, logs = found(model, torch.randn(2, 3, 8, 8))

@@ -1,4 +1,4 @@
-"""Tests trainings that begin with fewer neurons: they are equal to trainings of a smaller network."""
+"""Trainings that begin with fewer neurons equal trainings of a smaller network."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_training_with_fewer_neurons_is_that_of_the_smaller_network(method: st
 
 
 @given(width=st.floats(0.05, 0.999), trained=st.booleans(), sparsity=st.floats(0.0, 0.99))
-def test_masks_stay_within_the_neurons(width: float, trained: bool, sparsity: float) -> None:
+def test_masks_contain_only_weights_between_the_kept_neurons(width: float, trained: bool, sparsity: float) -> None:
     x, model = examples(mlp), seeded(mlp)
     rules = with_neurons(LayerRules(), model, x, width=width)
     weights = [layer.weight.detach().clone() for layer in prunable_layers(model)]
@@ -120,7 +120,7 @@ def test_a_trained_network_keeps_its_most_important_neurons() -> None:
     assert sparse.masks[0].any(1).nonzero().flatten().tolist() == important
 
 
-def test_lpss_finds_the_neurons_with_an_example() -> None:
+def test_lpss_finds_the_neurons_from_an_example_input() -> None:
     model = seeded(mlp)
     settings = LpssSettings(0.97, 1.5, width=WIDTH)
     sparse = lpss(model, settings, total_steps=10, example=examples(mlp))
@@ -135,18 +135,18 @@ def test_lpss_finds_the_neurons_with_an_example() -> None:
         ({"width": 0.5}, LayerRules(pattern="2:4"), "width: a width below 1 does not work with the pattern 2:4"),
     ],
 )
-def test_what_does_not_fit_a_width_is_refused(params: dict[str, Any], rules: LayerRules, text: str) -> None:
+def test_invalid_widths_and_unknown_neurons_are_refused(params: dict[str, Any], rules: LayerRules, text: str) -> None:
     for method in ("lpss", "gmp"):
         with pytest.raises(ValueError, match=re.escape(text)):
             begun(method, seeded(mlp), rules, final_sparsity=0.9, **params)
 
 
-def test_a_network_without_removable_neurons_has_no_width() -> None:
+def test_a_network_without_removable_neurons_refuses_a_width_below_1() -> None:
     text = "width: no neuron of this network can be removed (no layer is seen to read its outputs): give the width 1"
     with pytest.raises(ValueError, match=re.escape(text)):
         lpss(nn.Linear(12, 4), LpssSettings(0.9, 1.5, width=WIDTH), total_steps=10, example=torch.rand(2, 12))
 
 
-def test_the_published_way_to_drop_weights_needs_all_neurons() -> None:
+def test_dropping_by_threshold_refuses_a_width_below_1() -> None:
     with pytest.raises(ValueError, match=re.escape("width = 0.5 is not accepted")):
         LpssSettings(0.9, 1.5, drop="threshold", width=0.5)

@@ -1,4 +1,4 @@
-"""The smaller network against the masked one."""
+"""The smaller network computes the same as the masked network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EQUAL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Give all vectors of a network, and what its normalisations have measured, values that are neither 0 nor 1."""
+    """Fill all vectors and running statistics of a network with random values."""
     generator = torch.Generator().manual_seed(seed)
     vectors = [param for param in model.parameters() if param.dim() == 1]
     for vector in (*vectors, *(buffer for buffer in model.buffers() if buffer.dim() == 1)):
@@ -36,7 +36,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def masked(model: nn.Module, layers: list[Layer], example: Any, sparsity: float) -> tuple[NeuronGroups, list[Tensor]]:
-    """Mask as many neurons of a network as make this share of zeros, or the highest one that there is."""
+    """Mask neurons of a network for this sparsity, or for the highest possible one."""
     groups = neuron_groups(model, layers, example)
     logs = [layer.weight.detach().abs().log2() for layer in layers]
     wanted = min(sparsity, groups.highest_sparsity)
@@ -51,7 +51,7 @@ def masked(model: nn.Module, layers: list[Layer], example: Any, sparsity: float)
 
 
 def check(model: nn.Module, example: Any, sparsity: float, dtype: torch.dtype = torch.float32) -> NeuronGroups:
-    """Check that the smaller network computes what the masked one does, and has its weights that are not zero."""
+    """Check that the smaller network has only the nonzero weights of the masked network and computes the same."""
     model, example = model.to(dtype).eval(), example.to(dtype) if example.is_floating_point() else example
     layers = prunable_layers(model, sphere=False)
     groups, masks = masked(model, layers, example, sparsity)
@@ -85,7 +85,7 @@ def check(model: nn.Module, example: Any, sparsity: float, dtype: torch.dtype = 
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_smaller_network_computes_the_same(
+def test_the_smaller_network_computes_the_same_as_the_masked_network(
     make: Callable[[], nn.Module], shape: tuple[int, ...], sparsity: float, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ LARGE = ("densenet121", "resnext50_32x4d", "convnext_tiny")
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v3_small", *(pytest.param(name, marks=pytest.mark.long) for name in LARGE)]
 )
-def test_networks_of_torchvision(name: str) -> None:
+def test_smaller_torchvision_networks_compute_the_same(name: str) -> None:
     torch.manual_seed(0)
     model, example = torchvision.models.get_model(name, num_classes=10), torch.randn(2, 3, 32, 32)
     groups = check(model, example, 0.7)
@@ -113,7 +113,7 @@ def test_networks_of_torchvision(name: str) -> None:
     assert len(groups.whole) <= 1 + 2 * norms
 
 
-def test_channels_that_stand_side_by_side_and_are_flattened_stay() -> None:
+def test_concatenated_channels_before_a_flattening_stay() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 1), networks.Dense(8, 4), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 5))
@@ -122,7 +122,7 @@ def test_channels_that_stand_side_by_side_and_are_flattened_stay() -> None:
     assert groups.count == 16
 
 
-def test_a_network_that_torch_pruning_cannot_trace_is_named() -> None:
+def test_a_network_that_torch_pruning_cannot_trace_stays_whole_with_this_reason() -> None:
     model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).eval()
     groups = neuron_groups(model, prunable_layers(model), torch.randn(2, 3, 32, 32))
     assert groups.count == 0
@@ -132,7 +132,7 @@ def test_a_network_that_torch_pruning_cannot_trace_is_named() -> None:
 @examples(50)
 @example(seed=2075312, sparsity=0.75)  # above the highest sparsity of its most important neurons
 @given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.99))
-def test_generated_networks_of_convolutions(seed: int, sparsity: float) -> None:
+def test_smaller_generated_convolutional_networks_compute_the_same(seed: int, sparsity: float) -> None:
     torch.manual_seed(seed)
     model, example = networks.generated(seed), torch.randn(3, 3, 8, 8)
     randomise(model, seed)
@@ -142,7 +142,7 @@ def test_generated_networks_of_convolutions(seed: int, sparsity: float) -> None:
 
 
 def traced(model: nn.Module, example: Tensor) -> tuple[Tensor, list[bool]]:
-    """Return the outputs, and for each call of a part whether its output has the shape of its input."""
+    """Return the outputs. Also return, for each call of a part, whether its output has the shape of its input."""
     alike: list[bool] = []
     hooks = [
         part.register_forward_hook(lambda _, inputs, output: alike.append(inputs[0].shape == output.shape))
@@ -164,7 +164,7 @@ ENDLESS = Plan(
 )
 
 
-def test_a_network_whose_channels_lead_round_in_circles_stays_whole() -> None:
+def test_a_network_with_a_cycle_of_channel_indices_stays_whole() -> None:
     torch.manual_seed(1683)
     model, example = ENDLESS.make().eval(), ENDLESS.prepare(ENDLESS.batch(4, 1683))
     groups = neuron_groups(model, prunable_layers(model, ENDLESS.rules, sphere=False), example)
@@ -174,8 +174,8 @@ def test_a_network_whose_channels_lead_round_in_circles_stays_whole() -> None:
 @settings(examples(25), suppress_health_check=list(HealthCheck))
 @example(plan=ENDLESS, seed=1683)
 @given(plan=plans(), seed=st.integers(0, 2**32 - 1))
-def test_generated_networks_of_all_kinds(plan: Plan, seed: int) -> None:
-    """Whatever stays whole, the smaller network computes the same."""
+def test_smaller_generated_networks_of_all_kinds_compute_the_same(plan: Plan, seed: int) -> None:
+    """Some layers of these networks stay whole."""
     torch.manual_seed(seed)
     model, example = plan.make().eval(), plan.prepare(plan.batch(4, seed))
     try:

@@ -1,4 +1,4 @@
-"""Neurons in a training: whole rows are masked on the sphere, come back, and are gone in the end."""
+"""Neurons in a training: whole rows are masked, can be unmasked again, and are removed at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ pytest.importorskip("torch_pruning")
 )  # share of masked weights in the other rows: if it is large, compiled code updates only the active weights
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gain", [False, True])
-def test_a_masked_row_rests_on_the_sphere_and_comes_back(share: float, dtype: torch.dtype, gain: bool) -> None:
+def test_a_masked_row_keeps_v_and_gain_and_trains_again_when_unmasked(
+    share: float, dtype: torch.dtype, gain: bool
+) -> None:
     param = nn.Parameter(normal(0, 6, 40).to(dtype))
     optimizer = LpSGD([param], lr=0.05, p=1.3, gain=gain)
     mask = (torch.rand(6, 40, generator=torch.Generator().manual_seed(0)) > share).to(dtype)
@@ -48,7 +50,7 @@ def test_a_masked_row_rests_on_the_sphere_and_comes_back(share: float, dtype: to
 
 
 def trained(method: str, settings: dict[str, Any], sparsity: float) -> tuple[nn.Module, SparseTraining, set[int]]:
-    """Train a small network, and return how many neurons it had at each update."""
+    """Train a small network. Return it, its training, and the set of its numbers of neurons."""
     x, y = blobs()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -92,7 +94,7 @@ def test_a_training_ends_with_fewer_neurons(method: str, settings: dict[str, Any
 
 
 @pytest.mark.parametrize(("pattern", "stay"), [("neurons", 12), ("neurons:8", 8), ("neurons:5", 10)])
-def test_lpss_finds_the_neurons_with_an_example(pattern: str, stay: int) -> None:
+def test_lpss_finds_the_neurons_from_an_example_input(pattern: str, stay: int) -> None:
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
     rules = LayerRules(pattern=pattern)  # type: ignore[arg-type]
     sparse = lpss(model, total_steps=1, sparsity=0.5, rules=rules, example=torch.randn(2, 20))
@@ -100,7 +102,7 @@ def test_lpss_finds_the_neurons_with_an_example(pattern: str, stay: int) -> None
     assert int(sparse.masks[0].any(1).sum()) == stay
 
 
-def test_neurons_that_are_not_known_or_not_enough_are_refused() -> None:
+def test_unknown_neurons_and_a_sparsity_above_the_highest_are_refused() -> None:
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
     rules = LayerRules(pattern="neurons")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pattern neurons: the network's neurons are not known"):

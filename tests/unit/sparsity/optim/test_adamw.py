@@ -1,4 +1,4 @@
-"""AdamW in the place of SGD: its step, its state, and the methods that take it."""
+"""AdamW instead of SGD: its step, its state, and the methods that use it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_ordinary_group_takes_adamws_step(dtype: torch.dtype) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-def test_its_state_is_saved_and_loaded() -> None:
+def test_a_saved_and_loaded_adamw_state_continues_bit_for_bit() -> None:
     def begun() -> tuple[list[nn.Parameter], LpSGD]:
         params = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.linspace(0, 1, 8).reshape(2, 4))]
         groups = [{"params": params[:1], "adamw": True}, {"params": params[1:], "p": 1.5}]
@@ -71,7 +71,7 @@ def test_its_state_is_saved_and_loaded() -> None:
     assert all(torch.equal(one, other) for one, other in zip(params, others, strict=True))
 
 
-def test_a_gradient_that_is_nan_is_found() -> None:
+def test_a_nan_gradient_raises_an_error_before_a_weight_changes() -> None:
     param = nn.Parameter(torch.ones(3))
     param.grad = torch.tensor([1.0, float("nan"), 1.0])
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_nan_is_found() -> None:
 
 
 @pytest.mark.parametrize("method", MASKED)
-def test_every_method_learns_with_it_ends_on_its_target_and_resumes_bit_for_bit(method: str) -> None:
+def test_every_method_with_adamw_learns_ends_on_its_target_and_resumes(method: str) -> None:
     space = load_space(f"{method}+adamw", 0.5)
     params = {**space.centre(), **(space.first[0] if space.first else {})}
     params = {key: value for key, value in params.items() if space.applies(key, params)}
@@ -104,7 +104,7 @@ def test_every_method_learns_with_it_ends_on_its_target_and_resumes_bit_for_bit(
         assert torch.equal(layer.weight != 0, mask != 0)
 
 
-def test_what_is_dropped_keeps_no_momentum() -> None:
+def test_dropped_weights_keep_no_adamw_state() -> None:
     model = network()
     sparse = METHODS["gmp"].build(
         model,
@@ -131,12 +131,12 @@ def test_gains_take_sgd_with_a_rate_of_their_own_and_no_decay() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "adam"}, {"gain_lr": 0.0}])
-def test_what_is_not_accepted_is_said(wrong: dict) -> None:
+def test_an_invalid_optimizer_or_gain_rate_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="is not accepted: it takes"):
         LpssSettings(0.5, 1.4, **wrong)
 
 
-def test_the_overlay_takes_the_place_of_the_spaces_own_rates() -> None:
+def test_the_adamw_overlay_replaces_the_learning_rates_of_the_space() -> None:
     plain, other = load_space("lpss", 0.9), load_space("lpss+adamw", 0.9)
     assert other.fixed["optimizer"] == "adamw"
     assert other.distributions["lr"].high < plain.distributions["lr"].low * 1.01  # type: ignore[attr-defined]

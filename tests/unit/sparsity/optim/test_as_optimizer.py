@@ -1,4 +1,4 @@
-"""A sparse training as what others take for a torch optimizer: scalers, schedulers, closures, hooks, copies."""
+"""A sparse training works as a torch optimizer with scalers, schedulers, closures, hooks and copies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_closure_gives_the_gradient_and_the_loss(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["lpss", "gmp"])
-def test_a_scheduler_multiplies_the_schedule(method: str) -> None:
+def test_a_torch_scheduler_multiplies_the_scheduled_learning_rates(method: str) -> None:
     (model, sparse), (_, reference) = begun(method), begun(method)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(sparse, 0.5)
     for step in range(4):
@@ -77,7 +77,7 @@ def test_a_scheduler_multiplies_the_schedule(method: str) -> None:
     assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in sparse.param_groups]
 
 
-def test_a_step_that_a_scaler_leaves_out_is_none() -> None:
+def test_a_step_that_a_grad_scaler_skips_is_not_counted() -> None:
     model, sparse = begun()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     x, y = data()
@@ -99,7 +99,7 @@ def test_a_step_that_a_scaler_leaves_out_is_none() -> None:
     assert equal(model, other)
 
 
-def test_hooks_are_called_and_copies_go_on_alike() -> None:
+def test_step_hooks_are_called_and_a_deep_copy_continues_like_the_original() -> None:
     model, sparse = begun()
     seen: list[int] = []
     sparse.register_step_pre_hook(lambda optimizer, args, kwargs: seen.append(optimizer.steps))
@@ -122,13 +122,13 @@ def test_gradients_can_be_zeroed_in_place() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
-def test_no_parameters_are_added() -> None:
+def test_adding_a_parameter_group_is_refused() -> None:
     _, sparse = begun()
     with pytest.raises(ValueError, match="none can be added"):
         sparse.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
 
 
-def test_fewer_steps_than_announced_end_on_the_target_by_finish() -> None:
+def test_finish_reaches_the_target_after_fewer_steps_than_announced() -> None:
     model, sparse = begun(total_steps=50)
     train(model, sparse, 5)
     assert sparse.sparsity() != 0.5

@@ -1,4 +1,4 @@
-"""Steps that are recorded on a GPU and replayed, and what makes them ready for it, which needs no GPU."""
+"""Steps are recorded on a GPU and replayed. The tests of the preparation need no GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def drawn(seed: int) -> list[Tensor]:
 
 
 def stepped(moving: bool, **options: Any) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Three steps at rates and exponents that change, these as numbers or as tensors; parameters and states."""
+    """Take three steps with changing rates and exponents, as numbers or as tensors. Return parameters and states."""
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params, weight_decay=1e-2 if options["gain"] or options["p"] is None else 0.0, **options)
     masks = [(x.abs() < 1).double() for x in drawn(1)]
@@ -67,7 +67,7 @@ def stepped(moving: bool, **options: Any) -> tuple[list[Tensor], list[dict[str, 
 
 @pytest.mark.parametrize("gain", [False, True])
 @pytest.mark.parametrize("p", [1.07, 1.5, 2.0, None])
-def test_settings_in_memory_are_as_good_as_numbers(p: float | None, gain: bool) -> None:
+def test_steps_with_settings_in_tensors_equal_steps_with_numbers(p: float | None, gain: bool) -> None:
     plain, moved = (stepped(moving, p=p, gain=gain and p is not None, foreach=True) for moving in (False, True))
     for a, b in zip(plain[0], moved[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
@@ -77,7 +77,7 @@ def test_settings_in_memory_are_as_good_as_numbers(p: float | None, gain: bool) 
             torch.testing.assert_close(first[key], second[key], rtol=1e-12, atol=1e-14)
 
 
-def test_rates_of_any_kind_of_number_follow() -> None:
+def test_changed_learning_rates_of_numpy_types_are_copied_to_the_tensors() -> None:
     optimizer = LpSGD([nn.Parameter(x) for x in drawn(0)], p=1.5)
     group = optimizer.param_groups[0]
     group["lr"] = np.float32(0.25)
@@ -89,7 +89,7 @@ def test_rates_of_any_kind_of_number_follow() -> None:
             assert (group["lr"].item(), group["p"].item()) == (lr, 1.5)
 
 
-def test_numbers_follow_only_groups_they_belong_to() -> None:
+def test_device_scalars_do_not_belong_to_new_or_added_groups() -> None:
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params[:2], p=1.5)
     numbers = DeviceScalars(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
@@ -101,7 +101,7 @@ def test_numbers_follow_only_groups_they_belong_to() -> None:
     assert not numbers.belongs_to(optimizer.param_groups)
 
 
-def test_groups_are_whole_again_after_a_step_that_failed() -> None:
+def test_groups_contain_plain_numbers_again_after_a_failed_step() -> None:
     optimizer = LpSGD([nn.Parameter(x) for x in drawn(0)], p=1.5)
     numbers = DeviceScalars(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
     with pytest.raises(ZeroDivisionError), numbers.in_use():
@@ -110,7 +110,7 @@ def test_groups_are_whole_again_after_a_step_that_failed() -> None:
     assert isinstance(optimizer.param_groups[0]["lr"], float)
 
 
-def test_an_optimizer_says_when_its_memory_is_another() -> None:
+def test_the_number_arrangement_changes_when_the_optimizers_tensors_change() -> None:
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params, p=1.5, foreach=True)
     masks = {param: torch.ones_like(param) for param in params}
@@ -131,7 +131,7 @@ def test_an_optimizer_says_when_its_memory_is_another() -> None:
     (block,) = optimizer._blocks[id(optimizer.param_groups[0])][1]
     assert isinstance(block, ForeachStep)
     masks[params[0]][0] = 0
-    assert not after(lambda: optimizer.set_masks(masks))  # the same tensors with something else in them
+    assert not after(lambda: optimizer.set_masks(masks))  # the same tensors with other contents
     assert not after(step)
     assert (params[0][0] == 0).all()
     assert after(lambda: optimizer.set_masks({param: torch.ones_like(param) for param in params}))
@@ -143,12 +143,12 @@ def test_an_optimizer_says_when_its_memory_is_another() -> None:
     assert other.arrangement > 0
 
 
-def test_what_is_on_a_cpu_is_not_recorded() -> None:
+def test_steps_on_a_cpu_are_not_recorded() -> None:
     params = [nn.Parameter(x) for x in drawn(0)]
     assert not can_be_recorded(params)
     assert not can_be_recorded([])
     recorded = RecordedSteps(LpSGD(params, p=1.5), p_moves=False)
-    assert not recorded(lambda: pytest.fail("it was to say so"), fixed=True)
+    assert not recorded(lambda: pytest.fail("a step on a CPU must not be recorded"), fixed=True)
 
 
 class Net(nn.Sequential):
@@ -180,7 +180,7 @@ def begun(
 def train(
     sparse: SparseTraining, batches: list[tuple[Tensor, Tensor]], *, whole: bool = False, waits: bool = False
 ) -> list[float]:
-    """Trains, with passes that are recorded too if `whole`, or not where the network waits for the GPU; the losses."""
+    """Train and return the losses. With `whole`, record the passes too, if the network does not wait for the GPU."""
     x, y = (tensor.clone() for tensor in batches[0])
     losses, recorded = [], RecordedPasses(sparse.model.parameters())
 
@@ -211,7 +211,7 @@ def same(a: SparseTraining, b: SparseTraining, relative: float = 1e-9) -> None:
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("method", PARAMS)
-def test_recorded_training_is_that_of_a_cpu(method: str, normalised: bool, whole: bool) -> None:
+def test_a_recorded_training_equals_the_training_on_a_cpu(method: str, normalised: bool, whole: bool) -> None:
     here, there = (begun(method, 60, device, normalised) for device in ("cpu", "cuda"))
     expected, losses = train(here, data(60, "cpu")), train(there, data(60, "cuda"), whole=whole)
     # LpSGD takes its rate in double precision, torch's SGD in single precision.
@@ -223,7 +223,7 @@ def test_recorded_training_is_that_of_a_cpu(method: str, normalised: bool, whole
 
 @pytest.mark.gpu
 @needs_gpu
-def test_an_exponent_that_moves_is_recorded_too() -> None:
+def test_a_training_whose_exponent_p_changes_is_recorded() -> None:
     p = {"shape": "linear", "start": 1.6, "stop": 1.2}
     here, there = (begun("lpss", 60, device, p=p) for device in ("cpu", "cuda"))
     train(here, data(60, "cpu"))
@@ -234,12 +234,12 @@ def test_an_exponent_that_moves_is_recorded_too() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_recorded_training_goes_on_from_its_state() -> None:
+def test_a_recorded_training_resumes_from_its_state() -> None:
     batches = data(60, "cuda")
     whole, first, second = (begun("lpss", 60, "cuda") for _ in range(3))
     train(whole, batches, whole=True)
     train(first, batches[:23], whole=True)
-    train(second, batches[:9], whole=True)  # so that it has recordings of its own, which are of no use afterwards
+    train(second, batches[:9], whole=True)  # so that it already has recordings, which are invalid after loading
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.model.load_state_dict(first.model.state_dict())
     train(second, batches[23:], whole=True)
@@ -248,7 +248,7 @@ def test_a_recorded_training_goes_on_from_its_state() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_what_waits_for_the_gpu_is_not_recorded_and_trains() -> None:
+def test_passes_that_wait_for_the_gpu_are_not_recorded_and_still_train() -> None:
     class Waiting(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(F.dropout(x, 0.0) * (1.0 if x.sum().item() else 2.0))
@@ -257,7 +257,7 @@ def test_what_waits_for_the_gpu_is_not_recorded_and_trains() -> None:
     train(here, data(60, "cpu"))
     train(there, data(60, "cuda"), whole=True, waits=True)
     same(here, there)
-    assert torch.rand(3, device="cuda").shape == (3,)  # the device draws as ever
+    assert torch.rand(3, device="cuda").shape == (3,)  # the GPU can still draw random numbers
 
 
 @pytest.mark.gpu
@@ -271,7 +271,7 @@ def test_dropout_is_drawn_anew_at_every_replay() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_copy_of_a_recorded_training_trains_apart_from_it() -> None:
+def test_a_copy_of_a_recorded_training_trains_independently() -> None:
     batches = data(60, "cuda")
     first, whole = begun("lpss", 60, "cuda"), begun("lpss", 60, "cuda")
     train(whole, batches, whole=True)
@@ -285,7 +285,7 @@ def test_a_copy_of_a_recorded_training_trains_apart_from_it() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_memory_goes_back_with_the_training() -> None:
+def test_deleting_a_training_frees_its_gpu_memory() -> None:
     held = []
     for _ in range(4):
         training = begun("lpss", 60, "cuda", True)

@@ -1,4 +1,4 @@
-"""LpSGD's numerics over all that it claims to hold for, and how it treats many parameters at once."""
+"""LpSGD's precision over the whole supported range, and its steps of many parameters together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def unit(x: Tensor, order: float) -> Tensor:
-    """x/||x||_order by row in float64; rows of zeros stay."""
+    """Return x/||x||_order for each row, in float64. Rows of zeros do not change."""
     largest = x.abs().amax(1, keepdim=True)
     x = x / largest.where(largest > 0, 1.0)
     norm = (x.abs() ** order).sum(1, keepdim=True) ** (1 / order)
@@ -53,7 +53,7 @@ def tolerance(dtype: torch.dtype, p: float) -> float:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Of a parameter, whose state is in float32 at least."""
+    """Return the relative rounding error of a parameter. Its state has at least float32."""
     return 2.0**-8 if dtype == torch.bfloat16 else 0.0
 
 
@@ -107,7 +107,7 @@ def test_steps_equal_float64_over_all_that_is_supported(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("p", [1.02, 1.07, 1.4, 2.0])
 @pytest.mark.parametrize("fan_in", [2, 3, 100_000])
-def test_fan_in_from_two_to_a_hundred_thousand(fan_in: int, p: float, dtype: torch.dtype) -> None:
+def test_steps_equal_float64_for_fan_ins_from_2_to_100000(fan_in: int, p: float, dtype: torch.dtype) -> None:
     start = normal(0, 2, fan_in).to(dtype)
     param = nn.Parameter(start.clone())
     optimizer = LpSGD([param], 0.1, p=p)
@@ -175,7 +175,9 @@ def steps(optimizer: LpSGD, params: list[nn.Parameter], start: int, stop: int) -
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"momentum": 0.0}, {"gain": True, "weight_decay": 0.1}])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_many_parameters_together_equal_each_alone(dtype: torch.dtype, options: dict[str, Any]) -> None:
+def test_steps_of_many_parameters_equal_steps_of_each_single_parameter(
+    dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     ends = []
     for foreach in (True, False):
         params = network(dtype)
@@ -192,7 +194,7 @@ def test_many_parameters_together_equal_each_alone(dtype: torch.dtype, options: 
             assert torch.allclose(param.double(), other.double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
 
 
-def test_parameters_whose_gradients_come_and_go() -> None:
+def test_a_step_moves_exactly_the_parameters_that_have_a_gradient() -> None:
     ends = []
     for foreach in (True, False):
         params = network()
@@ -209,7 +211,7 @@ def test_parameters_whose_gradients_come_and_go() -> None:
 
 
 @pytest.mark.parametrize("foreach", [True, False])
-def test_state_stays_each_parameters_own(foreach: bool) -> None:
+def test_copying_and_loading_keep_the_state_of_each_parameter(foreach: bool) -> None:
     """The states are views of one memory; copies and loading must not mix them up."""
     params = network()
     optimizer = LpSGD(params, 0.1, p=1.3, gain=True, foreach=foreach)
@@ -250,10 +252,10 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_more_layers_of_known_fan_ins_are_no_more_operations() -> None:
+def test_more_layers_with_the_same_fan_ins_need_no_more_operations() -> None:
     counts = []
     for repeats in (1, 8):
-        # Contiguous ones: others are copied, each by itself, where the gradients are gathered.
+        # Contiguous parameters: others are copied one by one when the gradients are gathered.
         params = [nn.Parameter(param.detach().contiguous()) for _ in range(repeats) for param in network()]
         optimizer = LpSGD(params, 0.1, p=1.3, gain=True, foreach=True)
         steps(optimizer, params, 0, 2)
@@ -264,7 +266,7 @@ def test_more_layers_of_known_fan_ins_are_no_more_operations() -> None:
 
 
 def test_a_step_off_the_cpu_never_waits_for_the_device() -> None:
-    # A meta tensor has no values: whoever asks for one, as item() does, gets an error.
+    # A meta tensor has no values. Functions that need a value, such as item(), raise an error.
     params = [nn.Parameter(param.detach().to("meta")) for param in network()]
     bias = nn.Parameter(torch.ones(5, device="meta"))
     with pytest.raises(RuntimeError, match="meta"):
@@ -289,7 +291,7 @@ def test_a_step_off_the_cpu_never_waits_for_the_device() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["sphere.1", "plain.0", "plain.1"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_bad_gradient_names_its_parameter(dtype: torch.dtype, name: str, bad: float) -> None:
+def test_a_nan_or_infinite_gradient_names_its_parameter(dtype: torch.dtype, name: str, bad: float) -> None:
     named = {f"{kind}.{k}": nn.Parameter(torch.ones(3, 4, dtype=dtype)) for kind in ("sphere", "plain") for k in (0, 1)}
     of = lambda kind: [(name, param) for name, param in named.items() if name.startswith(kind)]  # noqa: E731
     optimizer = LpSGD([{"params": of("sphere"), "p": 1.3}, {"params": of("plain")}], 0.1)
@@ -302,7 +304,7 @@ def test_a_bad_gradient_names_its_parameter(dtype: torch.dtype, name: str, bad: 
     assert torch.equal(named[name], before)
 
 
-def test_an_ordinary_gradient_may_be_as_large_as_it_likes() -> None:
+def test_a_finite_gradient_of_an_ordinary_parameter_may_have_an_infinite_sum() -> None:
     param = nn.Parameter(torch.zeros(4))
     param.grad = torch.full((4,), 3e38)  # finite, though its sum is not
     LpSGD([param], 1e-37, momentum=0.0).step()
@@ -310,7 +312,7 @@ def test_an_ordinary_gradient_may_be_as_large_as_it_likes() -> None:
 
 
 @pytest.mark.parametrize("p", [1.07, 1.5, 2.0])
-def test_rows_without_gradient_stay_where_small_numbers_count_as_zero(p: float) -> None:
+def test_rows_without_a_gradient_stay_if_denormals_are_flushed_to_zero(p: float) -> None:
     param = nn.Parameter(normal(0, 4, 30).float())
     optimizer = LpSGD([param], p=p, lr=0.1, gain=True, foreach=True)
     before = param.detach().clone()

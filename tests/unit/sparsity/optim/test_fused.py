@@ -1,4 +1,4 @@
-"""Compiled steps in float32, over all weights and over the active ones alone, against dense steps in float64."""
+"""Compiled float32 steps, over all weights or only the active ones, are near dense float64 steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
 
 
 def masks(seed: int, density: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """With a row that has no active weight, and one of which all are."""
+    """Return masks with a row without active weights, and a row with only active weights."""
     drawn = [(noise.abs() < density).to(dtype) for noise in tensors(seed, *SHAPES)]
     drawn[0][2], drawn[1][1] = 0, 1
     return drawn
@@ -53,7 +53,9 @@ def blocks(optimizer: LpSGD) -> list[type]:
 
 @examples(40)
 @given(seeds, st.floats(1.05, 2.0) | st.just(2.0), st.sampled_from([0.0, 0.9]), st.booleans(), st.booleans())
-def test_steps_are_those_on_masked_gradients(seed: int, p: float, momentum: float, nesterov: bool, gain: bool) -> None:
+def test_compiled_masked_steps_equal_float64_steps_with_masked_gradients(
+    seed: int, p: float, momentum: float, nesterov: bool, gain: bool
+) -> None:
     options = {"p": p, "momentum": momentum, "nesterov": nesterov, "gain": gain}
     params, optimizer = make(seed, **options)
     others, plain = make(seed, torch.float64, **options)
@@ -83,11 +85,11 @@ def test_steps_are_those_on_masked_gradients(seed: int, p: float, momentum: floa
 
 
 def close(single: Tensor, double: Tensor) -> None:
-    """Equal but for rounding, of which an exponent of 21 makes more."""
+    """Check that two tensors are equal except for rounding errors, which a large exponent increases."""
     assert torch.allclose(single.double(), double, rtol=1e-3, atol=1e-5), (single.double() - double).abs().max()
 
 
-def test_state_may_be_read_and_changed_between_steps_without_a_trace() -> None:
+def test_reading_the_state_changes_no_step_and_changing_it_takes_effect() -> None:
     read, quiet = make(0, p=1.4, gain=True), make(0, p=1.4, gain=True)
     for params, optimizer in (read, quiet):
         optimizer.set_masks(dict(zip(params, masks(1, 0.2), strict=True)))
@@ -105,7 +107,7 @@ def test_state_may_be_read_and_changed_between_steps_without_a_trace() -> None:
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "file"])
-def test_copies_and_files_go_on_as_it_would_bit_for_bit(how: str) -> None:
+def test_copied_and_loaded_optimizers_continue_bit_for_bit(how: str) -> None:
     params, optimizer = make(0, p=1.3, gain=True)
     on = masks(1, 0.2)
     optimizer.set_masks(dict(zip(params, on, strict=True)))
@@ -130,7 +132,7 @@ def test_copies_and_files_go_on_as_it_would_bit_for_bit(how: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(params, others, strict=True))
 
 
-def test_a_gradient_that_is_no_number_is_named_and_its_parameter_stays() -> None:
+def test_a_nan_gradient_is_named_and_its_parameter_does_not_change() -> None:
     params, optimizer = make(0, p=1.4)
     optimizer.set_masks(dict(zip(params, masks(1, 0.2), strict=True)))
     step(params, optimizer, 0)
@@ -143,7 +145,7 @@ def test_a_gradient_that_is_no_number_is_named_and_its_parameter_stays() -> None
     assert torch.equal(optimizer.state[params[1]]["v"], v)
 
 
-def test_another_exponent_makes_the_latent_anew() -> None:
+def test_a_changed_exponent_p_puts_rows_of_v_on_the_new_sphere() -> None:
     params, optimizer = make(0, p=1.4)
     optimizer.set_masks(dict(zip(params, masks(1, 0.2), strict=True)))
     step(params, optimizer, 0)
@@ -166,8 +168,8 @@ def test_without_a_compiler_the_step_is_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 @given(seeds, st.floats(1.05, 2.0), st.sampled_from([1e-30, 1e-3, 1.0, 1e30]))
-def test_powers_over_the_whole_range(seed: int, p: float, scale: float) -> None:
-    """What a step makes of gradients over sixty powers of ten, in rows of v over twenty, is float64's too."""
+def test_float32_steps_are_near_float64_steps_over_sixty_powers_of_ten(seed: int, p: float, scale: float) -> None:
+    """The gradients range over sixty powers of ten, and the rows of v over twenty."""
     drawn = tensors(seed, (8, 50), (8, 50), (8, 50), dtype=torch.float64)
     v, grad = drawn[0] * 10.0 ** (-5 * drawn[2].abs()), scale * drawn[1] * 10.0 ** (-3 * drawn[2].abs())
     ends = []
@@ -181,7 +183,7 @@ def test_powers_over_the_whole_range(seed: int, p: float, scale: float) -> None:
     assert torch.allclose(*ends, rtol=2e-3, atol=1e-7)
 
 
-def test_a_parameter_without_an_active_weight() -> None:
+def test_a_fully_masked_parameter_stays_zero_and_keeps_v() -> None:
     params, optimizer = make(0, p=1.4, gain=True)
     none = [torch.zeros_like(param) for param in params]
     optimizer.set_masks(dict(zip(params, none, strict=True)))
@@ -190,10 +192,10 @@ def test_a_parameter_without_an_active_weight() -> None:
         step(params, optimizer, k)
     for param, v in zip(params, before, strict=True):
         assert not param.any()
-        assert torch.allclose(optimizer.state[param]["v"], v, rtol=1e-5)  # of norm 1, as it was
+        assert torch.allclose(optimizer.state[param]["v"], v, rtol=1e-5)  # v still has the norm 1
 
 
-def test_gradients_of_any_layout_and_masks_of_any_kind() -> None:
+def test_gradient_layouts_and_mask_types_do_not_change_a_step() -> None:
     plain, other = torch.nn.Parameter(torch.ones(4, 3, 2, 2)), torch.nn.Parameter(torch.ones(4, 3, 2, 2))
     (grad,), (on,) = tensors(0, (4, 3, 2, 2)), tensors(1, (4, 3, 2, 2))
     for param, mask in ((plain, (on > 0.5).float()), (other, on > 0.5)):
@@ -204,7 +206,7 @@ def test_gradients_of_any_layout_and_masks_of_any_kind() -> None:
     assert torch.equal(plain, other)
 
 
-def test_what_compiled_code_cannot_step_is_left_to_torch() -> None:
+def test_layouts_and_types_without_compiled_code_use_steps_of_torch() -> None:
     columns = torch.nn.Parameter(torch.ones(3, 4).t())
     half, double = torch.nn.Parameter(torch.ones(4, 3).bfloat16()), torch.nn.Parameter(torch.ones(4, 3).double())
     for param in (columns, half, double):
@@ -216,8 +218,8 @@ def test_what_compiled_code_cannot_step_is_left_to_torch() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 2), (17, 16), (40, 300), (33, 129), (3, 5000)])
 @pytest.mark.parametrize("density", [2.0, 0.5, 0.1])
-def test_rows_are_stepped_together_as_they_are_alone(shape: tuple[int, int], density: float) -> None:
-    """Of blocks that are not full, rows that fill no register, and one that is too long for the nearest cache."""
+def test_compiled_steps_of_rows_of_many_shapes_are_near_float64_steps(shape: tuple[int, int], density: float) -> None:
+    """The shapes give incomplete blocks, rows shorter than a register, and a row longer than the first cache."""
     start, noise, *grads = tensors(0, *[shape] * 5, dtype=torch.float64)
     ends = []
     for dtype in (torch.float32, torch.float64):
@@ -229,12 +231,12 @@ def test_rows_are_stepped_together_as_they_are_alone(shape: tuple[int, int], den
             optimizer.step()
         ends.append([param.detach(), *(optimizer.state[param][key] for key in ("v", "gain", "momentum_buffer"))])
     for single, double in zip(*ends, strict=True):
-        # Momentum behind the mask is never read, and only the dense step keeps it up.
+        # Momentum of masked weights is never read. Only the dense step updates it.
         on = (noise.abs() < density) if single.shape == shape else torch.tensor(True)
         close(single * on, double * on)
 
 
-def test_a_late_row_whose_gradient_is_no_number_leaves_all_rows_as_they_were() -> None:
+def test_an_infinite_gradient_in_the_last_row_leaves_all_rows_unchanged() -> None:
     param = torch.nn.Parameter(tensors(0, (60, 200))[0])
     optimizer = LpSGD([param], lr=0.1, p=1.5, gain=True)
     param.grad = tensors(1, (60, 200))[0]
@@ -247,8 +249,8 @@ def test_a_late_row_whose_gradient_is_no_number_leaves_all_rows_as_they_were() -
 
 
 @pytest.mark.parametrize("p", [None, 1.5])
-def test_a_momentum_that_decays_ends_at_zero_and_no_setting_of_the_processor_is_left(p: float | None) -> None:
-    """As that of a weight whose input is always zero: else it stays among the numbers that cost a hundred others."""
+def test_a_decayed_momentum_is_exactly_zero_and_denormals_work_after_a_step(p: float | None) -> None:
+    """The momentum of a weight whose input is always zero decays. Denormal numbers would make each step much slower."""
     param = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = LpSGD([param], lr=0.01, p=p)
     param.grad = torch.ones(2, 3)

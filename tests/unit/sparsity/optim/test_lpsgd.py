@@ -1,4 +1,4 @@
-"""LpSGD against a direct float64 translation of its formula, torch's own SGD, and finite differences."""
+"""LpSGD equals a direct float64 translation of its formula, torch's SGD, and finite differences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 class Direct:
-    """The published step, written down in float64 as it stands, without any care for range or speed."""
+    """The published step in float64, exactly as its formula, without measures for range or speed."""
 
     def __init__(self, w: Tensor, p: float) -> None:
         self.p, self.q = p, p / (p - 1)
@@ -61,7 +61,7 @@ def test_steps_equal_the_formula(p: float, lr: float, momentum: float, nesterov:
 
 
 @pytest.mark.parametrize("gain", [False, True])
-def test_start_is_the_projection_of_the_weights_whose_norms_are_gains(gain: bool) -> None:
+def test_lpsgd_starts_from_the_projected_weights_with_row_norms_as_gains(gain: bool) -> None:
     start = torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 0.0, 0.0]])
     param = nn.Parameter(start.clone())
     optimizer = LpSGD([param], p=1.5, gain=gain)
@@ -107,7 +107,7 @@ def test_scale_of_the_gradients_does_not_count(scale: float, nesterov: bool) -> 
             step(optimizer, param, factor * normal(k + 1, 4, 200))
         ends.append(param.detach())
     assert torch.allclose(ends[0], ends[1], atol=2e-5)
-    assert (ends[0] - normal(0, 4, 200).float()).abs().max() > 0.1  # they did move
+    assert (ends[0] - normal(0, 4, 200).float()).abs().max() > 0.1  # the weights changed
 
 
 def test_powers_of_two_in_the_gradient_change_nothing_at_all() -> None:
@@ -203,7 +203,7 @@ def test_a_convolution_is_trained_like_a_matrix_with_the_same_rows() -> None:
 # ---- saliency
 
 
-def test_saliency_is_the_logarithm_of_the_magnitude_of_the_weight() -> None:
+def test_log_magnitude_is_the_logarithm_of_the_weights_that_the_network_uses() -> None:
     param = nn.Parameter(normal(0, 4, 30))
     optimizer = LpSGD([param], p=1.3, gain=True)
     assert torch.allclose(optimizer.log_magnitude(param), param.detach().abs().log2(), rtol=1e-9)
@@ -211,20 +211,20 @@ def test_saliency_is_the_logarithm_of_the_magnitude_of_the_weight() -> None:
     assert torch.allclose(LpSGD([plain], p=1.3).log_magnitude(plain), plain.detach().abs().log2(), rtol=1e-9)
 
 
-def test_saliency_does_not_underflow() -> None:
+def test_log_magnitude_does_not_underflow() -> None:
     param = nn.Parameter(normal(0, 2, 300, dtype=torch.float32))
     optimizer = LpSGD([param], 0.1, p=1.02)
     for k in range(100):
         step(optimizer, param, normal(k + 1, 2, 300, dtype=torch.float32) * torch.linspace(0.001, 1, 300))
     log_magnitude = optimizer.log_magnitude(param)
-    assert (param.abs() < 2.0**-100).any()  # as good as zero
+    assert (param.abs() < 2.0**-100).any()  # practically zero
     assert torch.isfinite(log_magnitude).all()
     v = optimizer.state[param]["v"].abs()
     assert torch.equal(log_magnitude.argsort(dim=1)[:, -50:], v.argsort(dim=1)[:, -50:])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_nan_or_infinite_gradient_is_an_error_that_names_its_parameter(bad: float) -> None:
+def test_a_nan_or_infinite_gradient_names_its_parameter_and_does_not_change_it(bad: float) -> None:
     weights = {name: torch.nn.Parameter(torch.randn(4, 6)) for name in ("first.weight", "second.weight")}
     optimizer = LpSGD([{"params": list(weights.items()), "p": 1.3}])
     before = {name: weight.detach().clone() for name, weight in weights.items()}
