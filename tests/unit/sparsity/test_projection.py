@@ -97,12 +97,12 @@ def test_final_sparsity_is_exact_whatever_the_settings(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_final_sparsity_is_exact_in_other_precisions(dtype: torch.dtype) -> None:
-    # In float16 at p = 1.05 most weights underflow: they still count as weights, and the masks decide.
+    # In float16 at p = 1.05, most active weights underflow to 0. The last step makes them nonzero again.
     model = mlp(20, 64, 32, 4).to(dtype)
     sparse = lpss(model, LpssSettings(0.6, 1.05, sphere_lr=0.05, threshold_interval=5), total_steps=100)
     train(model, sparse, 0, 99)
     underflown = zero_weights(sparse) > sparse.zeros()[0]
-    assert underflown or dtype != torch.float16  # bfloat16 has float32's range, and may or may not
+    assert underflown or dtype != torch.float16  # bfloat16 has float32's range, so there may be no underflow
     train(model, sparse, 99, 100)
     assert sparse.zeros()[0] == zeros_for(0.6, 3456)
     assert zero_weights(sparse) == zeros_for(0.6, 3456)
@@ -133,7 +133,7 @@ def test_pruned_weights_are_zero_after_every_step(p: float) -> None:
         train(model, sparse, k, k + 1)
         for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
             assert (layer.weight[mask == 0] == 0).all()
-            # On the sphere nothing else is zero, unless it underflows: at p = 1.05, |v| < .006 does.
+            # On the sphere, active weights are nonzero or underflow. At p = 1.05, w = |v|^20 is 0 if |v| < .006.
             if layer.sphere and p == 1.5:
                 assert (layer.weight[mask == 1] != 0).all()
         seen.add(sparse.zeros()[0])
@@ -151,13 +151,14 @@ def test_mask_does_not_move_once_it_is_fixed(drop: str) -> None:
     train(model, sparse, 70, 71)
     assert sparse.fixed
     moved = not all(torch.equal(mask, old) for mask, old in zip(sparse.masks, before, strict=True))
-    assert moved == (drop == "threshold")  # a ramp of a threshold_interval of 1 has arrived a step before
+    # With threshold_interval=1, the ramp reaches the final sparsity one step earlier.
+    assert moved == (drop == "threshold")
     fixed = [mask.clone() for mask in sparse.masks]
     weights = model[0].weight.detach().clone()
     for k in range(71, 100):
         train(model, sparse, k, k + 1)
         assert all(torch.equal(mask, old) for mask, old in zip(sparse.masks, fixed, strict=True))
-    assert not torch.equal(model[0].weight, weights)  # it trained on
+    assert not torch.equal(model[0].weight, weights)  # the active weights still train
 
 
 def test_the_masks_do_not_change_after_a_call_of_project() -> None:
@@ -178,7 +179,7 @@ def test_projection_keeps_the_most_salient_of_the_active_weights() -> None:
     assert sparse.sparsity() < 0.9
     weights = [layer.weight.detach().abs().flatten().clone() for layer in sparse.layers]
     sparse.project()
-    # Ranked together on the sphere; the last layer, which is off it, by itself.
+    # The layers on the sphere are ranked together. The last layer is not on the sphere and is ranked alone.
     for part in (slice(0, 2), slice(2, 3)):
         magnitudes = torch.cat(weights[part])
         masks = torch.cat([mask.flatten() for mask in sparse.masks[part]])
@@ -189,7 +190,7 @@ def test_projection_keeps_the_most_salient_of_the_active_weights() -> None:
 
 
 def test_layers_off_the_sphere_get_their_erk_share() -> None:
-    # At p near 1 the few large weights of the sphere's rows would take all: the last layer would lose whole classes.
+    # At p near 1, rows on the sphere have few large weights. Ranked with them, the last layer would lose classes.
     model = mlp(20, 64, 32, 4)
     sparse = lpss(model, LpssSettings(0.95, 1.05), total_steps=400)
     train(model, sparse, 0, 60)
@@ -248,7 +249,7 @@ def test_projected_gives_the_network_its_final_sparsity_and_then_restores_it() -
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     sparse.project()
     assert all(torch.equal(inside[name], value) for name, value in model.state_dict().items())
-    with sparse.projected():  # fixed: it is its own projection
+    with sparse.projected():  # the masks are fixed, so the projection changes nothing
         assert all(torch.equal(inside[name], value) for name, value in model.state_dict().items())
 
 

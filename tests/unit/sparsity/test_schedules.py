@@ -39,7 +39,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 )
 def test_schedules_have_known_values_between_their_ends(kind: str, progress: float, value: float) -> None:
     assert Schedule(kind, 0.8, 0.2)(progress) == pytest.approx(value, rel=1e-12)
-    # The same shape, squeezed between two progresses.
+    # The same curve, with its begin at progress .2 and its end at progress .6.
     assert Schedule(kind, 0.8, 0.2, 0.2, 0.6)(0.2 + 0.4 * progress) == pytest.approx(value, rel=1e-9)
 
 
@@ -132,7 +132,7 @@ def test_the_published_learning_rate_works_for_trainings_of_one_to_five_epochs(e
 
 
 def test_warmup_cosine_rises_linearly_and_then_falls_as_a_cosine() -> None:
-    assert warmup_cosine(0.0) == 0.01  # never nothing, or the first step would be lost
+    assert warmup_cosine(0.0) == 0.01  # not 0, because the first step would then change nothing
     assert warmup_cosine(0.025) == pytest.approx(0.5)
     assert warmup_cosine(0.05) == pytest.approx(1.0)
     assert warmup_cosine(0.525) == pytest.approx(0.5)

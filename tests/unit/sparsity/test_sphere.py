@@ -66,7 +66,7 @@ def test_from_dual_inverts_to_dual(p: float, seed: int, n: int) -> None:
 @given(st.floats(1.1, P_MAX), seeds)
 def test_from_dual_inverts_to_dual_in_float32(p: float, seed: int) -> None:
     w = normal(seed, 3, 50, dtype=torch.float32)
-    # An error of one rounding in v is 1/(p-1) roundings in w.
+    # w = |v|^(1/(p-1)), so a relative error of v is 1/(p-1) times as large in w.
     assert torch.allclose(from_dual(to_dual(w, p), p), w, rtol=8 * 1.2e-7 / (p - 1), atol=0)
 
 

@@ -54,7 +54,7 @@ def test_momentum_of_dropped_weights_is_cleared() -> None:
         buffer = state[model[name].weight]["momentum_buffer"]
         assert buffer[place] == 0
         assert (buffer != 0).sum() > 10
-    train(model, sparse, 6, 7)  # it is back: its momentum starts from its gradient alone
+    train(model, sparse, 6, 7)  # weight (0, 0) is active again, and its momentum begins at its gradient
     assert state[model[0].weight]["momentum_buffer"][0, 0] != 0
 
 
@@ -71,7 +71,7 @@ def test_latent_of_a_dropped_connection_decays_and_comes_back() -> None:
         sparse.zero_grad()
         F.cross_entropy(model(xs), ys).backward()
         g = weight.grad[0].clone()
-        g[:2] = 0  # the published step: dropped weights only decay
+        g[:2] = 0  # the published step; the two dropped weights only decay
         expected = (1 - 0.05) * expected - 0.05 * g / (g.abs() ** q).sum() ** (1 / q)
         expected /= (expected.abs() ** q).sum() ** (1 / q)
         sparse.step()
@@ -93,7 +93,7 @@ def test_dense_latent_goes_on_learning_while_it_is_dropped() -> None:
         after = sparse.optimizer.state[model[0].weight]["v"]
         assert model[0].weight[0, 0] == 0
         ends.append((after / before)[0, 0].item())
-    assert 0 < ends[1] < 1.5  # it only decayed: its sign is the old one
+    assert 0 < ends[1] < 1.5  # the weight only decayed, so it keeps its sign
     assert abs(ends[0] - ends[1]) > 0.05
 
 

@@ -16,7 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rigl": {"lr": 0.1, "interval": 1},
     "sparse-momentum": {"lr": 0.1, "interval": 1},
 }
-TOKENS = torch.arange(24).view(4, 6) % 8  # the embedding has nine rows: the last row has no gradient
+TOKENS = torch.arange(24).view(4, 6) % 8  # the embedding has 9 rows, so row 8 has no gradient
 
 
 def embedded(*, sparse: bool) -> nn.Module:

@@ -81,7 +81,7 @@ def test_weights_are_loaded_under_plain_names_and_under_wrapped_names(
     other = wrapped()
     load_plain(other, network.state_dict())
     again = wrapped()
-    load_plain(again, model.state_dict())  # as files of earlier versions have them
+    load_plain(again, model.state_dict())  # files of earlier versions have the wrappers' prefixes in the names
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
         assert torch.equal(again.state_dict()[name], tensor)
@@ -108,8 +108,9 @@ def test_on_one_device_removes_data_parallel() -> None:
 
 
 def test_unwrapped_calls_a_network_compiled_in_place_eagerly() -> None:
-    torch.compiler.reset()  # torch stops compiling a function after eight forms; other tests may have used them up
-    model, calls = Doubled(plain()), list[int]()  # torch 2.9 does not compile its own modules in place
+    torch.compiler.reset()  # torch compiles a function at most 8 times, and other tests may have reached this limit
+    # torch 2.9 does not compile modules of torch's own classes in place, so the model has a user's class.
+    model, calls = Doubled(plain()), list[int]()
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
         calls.append(1)

@@ -79,11 +79,11 @@ def test_the_integral_takes_away_what_a_disturbance_leaves() -> None:
 
 def test_proportional_integral_equals_its_formula() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.5), kp=1.0, ki=0.5)
-    # e = .1: u = .1 + .5 x .1 = .15 of the .2 that were dropped stay dropped; then the sum of errors is .2.
+    # e = .1, so u = kp e + ki e = .15, and gamma = 1 - u / .2. In the second update the sum of e is .2, so u = .2.
     assert controller.update(0.4, 0.2, 0.2, 0.0) == pytest.approx(1 - 0.15 / 0.2)
     assert controller.update(0.4, 0.2, 0.2, 0.0) == pytest.approx(1 - 0.20 / 0.2)
     assert controller.raised == 0.0
-    # Too sparse: more comes back than was dropped.
+    # The network is too sparse, so more weights grow than were dropped.
     assert ProportionalIntegral(Schedule("constant", 0.5), ki=0.5).update(0.4 + 0.2, 0.2, 0.2, 0.0) == pytest.approx(
         1.75
     )
@@ -111,7 +111,7 @@ def test_gamma_and_the_integral_are_bounded_for_any_measurements(
     for k, (sparsity, dropped) in enumerate(measured):
         assert 0.0 <= controller.update(sparsity, dropped, 0.2, k / len(measured)) <= 2.0
         assert 0.0 <= controller.raised <= 1.0
-        # Anti-windup: the integral term alone never exceeds what was dropped, but by one error's share.
+        # Anti-windup: the integral term exceeds the limit of 1 by at most the share of one error, kp + ki.
         assert ki * abs(controller.integral) <= 1.0 + (kp + ki) + 1e-9
 
 

@@ -139,7 +139,7 @@ def test_neurons_without_gradient_grow_last() -> None:
     assert grown[0].tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
-# ---- when
+# ---- at which steps the masks change
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,13 @@ def test_global_magnitude_keeps_the_largest_weights_at_the_scheduled_sparsity(se
     cut = torch.cat([layer.log_magnitude().flatten() for layer in layers]).sort(descending=True).values[96 - zeros - 1]
     for mask, layer in zip(masks, layers, strict=True):
         expected = (layer.log_magnitude() >= cut).to(mask)
-        if expected.sum() >= 1:  # a layer all below the cut keeps one connection of its own
+        if expected.sum() >= 1:  # if all magnitudes of a layer are below the cut, its largest weight stays
             assert (mask != expected).sum() <= 1
 
 
 def test_threshold_adaptation_grows_gamma_times_what_it_drops() -> None:
-    # Magnitudes 1..10 in 4 rows: below 0.5 x 5.5 fall 1 and 2, so 8 drop; s = 10/50, S = .4: gamma = .9 x .5.
+    # Each of 4 rows has the magnitudes 1 to 10. 1 and 2 are below 0.5 x 5.5 (the mean), so 8 weights are dropped.
+    # With s = 10/50 and S = .4, gamma = .9 s/S = .45.
     logs = torch.arange(1.0, 11.0).log2().expand(4, 10)
     dense = pruned(logs, torch.ones(4, 10), torch.zeros(4, 10))
     idle = pruned(torch.zeros(1, 10), torch.zeros(1, 10), torch.arange(10.0).view(1, 10) - 20)
@@ -180,7 +181,7 @@ def test_threshold_adaptation_grows_gamma_times_what_it_drops() -> None:
     topology = ThresholdAdaptation(Schedule("constant", 0.5), feedback)
     first, second = topology.update([dense, idle], 0.3)
     assert first.tolist() == [[0.0, 0.0] + [1.0] * 8] * 4
-    assert second.tolist() == [[1.0] * 4 + [0.0] * 6]  # round(.45 x 8) = 4, those of largest |gradient|
+    assert second.tolist() == [[1.0] * 4 + [0.0] * 6]  # round(.45 x 8) = 4 weights with the largest |gradient|
 
 
 def test_threshold_never_exceeds_the_mean_however_hard_the_controller_pushes() -> None:

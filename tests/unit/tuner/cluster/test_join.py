@@ -53,7 +53,7 @@ ORDINARY = {
         (64, 0, {}, 32),  # as many as there are trials
         (8, 0, {"concurrency": 3}, 3),
         (8, 0, {"cpus_per_trial": 3}, 6),
-        (2, 0, {"cpus_per_trial": 3}, 3),  # more CPUs than there are: one trial at once still runs
+        (2, 0, {"cpus_per_trial": 3}, 3),  # 2 CPUs do not fit one trial; Ray still gets enough for one
         (8, 0, {"cpus_per_trial": 0.5, "trials": 3}, 2),
         (16, 2, {}, 2),  # a whole GPU each
         (16, 2, {"gpus_per_trial": 0.25}, 8),
@@ -61,7 +61,7 @@ ORDINARY = {
         (9, 0, {"workers_per_trial": 4}, 8),  # two trials
         (8, 0, {"workers_per_trial": 4, "cpus_per_trial": 2, "trials": 3}, 8),
         (16, 2, {"workers_per_trial": 2}, 2),  # a GPU for each worker
-        (2, 0, {"workers_per_trial": 4}, 2),  # too few: the study says so
+        (2, 0, {"workers_per_trial": 4}, 2),  # 2 CPUs do not fit one trial; Ray gets both
     ],
 )
 def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
@@ -83,7 +83,7 @@ def test_a_private_ray_asks_for_a_token_unless_the_user_disables_it(
     assert first["RAY_AUTH_MODE"] == given.get("RAY_AUTH_MODE", "token")
     assert ("RAY_AUTH_TOKEN" in first) is token
     assert asks_for_token() is ("RAY_AUTH_MODE" not in given)
-    assert first["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # on loopback
+    assert first["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # with "0", Ray listens on loopback only
     settle_environment(own=True)
     assert dict(os.environ) == first
 

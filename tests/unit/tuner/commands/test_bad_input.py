@@ -131,7 +131,7 @@ def test_a_search_space_with_one_wrong_value_is_refused_with_its_line(
     last = next((n for n, one in enumerate(lines, 1) if one.startswith("first:")), len(lines) + 1)
     if change == RANGE_FAULTS["beyond the method"]:  # the message may name any parameter that does not fit
         assert lines.index("parameters:") + 1 < line < last
-    else:  # the line of the parameter, or a line of its keys
+    else:  # the line of the parameter, or a line inside its block
         above = [one for one in lines[:line] if one.startswith("  ") and one[2] not in " -"]
         assert above[-1] == f"  {parameter}:"
         assert line < last
@@ -166,7 +166,7 @@ WRONG: dict[str, list[str]] = {
     "seed": [*NUMBERS, "2.5", "4294967296"],
     "final-seeds": WHOLE,
     "concurrency": [*WHOLE, "0"],
-    "workers-per-trial": [*WHOLE, "0", "17", "1025"],  # a batch of digits has 32 examples
+    "workers-per-trial": [*WHOLE, "0", "17", "1025"],  # 17: each worker needs 2 of the 32 examples of a batch
     "cpus-per-trial": [*NUMBERS, "0", "1000001"],
     "gpus-per-trial": [*NUMBERS, "1.5", "1000001", "Auto", "1000"],
     "time-budget": ["", "0", "0s", "-5m", "5M", "1w", "1h 30m", "1h30", "nan", "inf", "1e9d", "soon"],
@@ -313,7 +313,7 @@ def model():
 
 mine = Experiment("mine", load, model, Recipe(epochs=3, batch_size=10))
 """
-EXPERIMENTS: dict[str, tuple[str, str]] = {  # the replaced text, and the new text
+EXPERIMENTS: dict[str, tuple[str, str]] = {  # (old text in SOUND, new text)
     "no Python": ("def load(data_dir):", "def load(data_dir:"),
     "raises at import": ("import torch\n", "import torch\n1 / 0\n"),
     "exits at import": ("import torch\n", "import torch\nraise SystemExit(3)\n"),

@@ -172,7 +172,8 @@ def test_nodes_are_listed_with_the_room_for_trials() -> None:
     assert "lower --cpus-per-trial" in resources([NODE], 8, 0).remedy
     assert resources([], 1, 0).remedy
     assert str(resources([NODE], 1, 0, 2)).endswith("room for 2 trials of 2 workers at once")
-    assert str(resources([NODE, NODE], 1, 1, 2)).endswith("room for 1 trials of 2 workers at once")  # on two nodes
+    # Each worker needs one GPU, so one trial takes both nodes.
+    assert str(resources([NODE, NODE], 1, 1, 2)).endswith("room for 1 trials of 2 workers at once")
     assert "lower --workers-per-trial" in resources([NODE], 1, 1, 2).remedy
 
 

@@ -176,12 +176,12 @@ def test_data_that_cannot_be_downloaded_are_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # No proxy answers there: as on a machine without a network, wherever the tests run.
+    # No proxy listens on this port, so a download fails as on a machine without a network.
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # which remembers the proxies that it was made with
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps an opener with the former proxies
     assert main(["--target", "0.9", "--experiment", "fashion-mnist", "--data-dir", "nowhere"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "--data-dir" in line

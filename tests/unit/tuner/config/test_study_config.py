@@ -188,7 +188,7 @@ def test_the_message_names_the_file_and_line_only_for_a_mistake_in_the_file(fold
     file = Path("c.yaml")
     file.write_text("target: 0.8\n\ncpus-per-trial: none\nsampler: tpe\n")
     assert refusal({"config": "c.yaml"}).startswith("c.yaml:3: --cpus-per-trial 'none'")
-    # A mistake on the command line has no line number. A value in the file that the command line overrides is ignored.
+    # A mistake on the command line has no line number. A mistake in the file does not matter if an option overrides it.
     assert refusal({"config": "c.yaml", "cpus_per_trial": "1", "sampler": "x"}).startswith("--sampler 'x'")
     assert read_config({"config": "c.yaml", "cpus_per_trial": "2"}).cpus_per_trial == 2
     file.write_text("trials: 3\n")
@@ -257,7 +257,7 @@ def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest
     assert {"python", "torch", "ray", "optuna", "mlflow"} <= set(written["about"]["versions"])
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
-    whole = config.model_copy(update={"epochs": 7})  # the experiment's own, now in the file
+    whole = config.model_copy(update={"epochs": 7})  # the experiment's number of epochs, which study.yaml contains
     assert read_config({"config": str(file)}).resolved() == whole
     assert read_study("first", LocalStorage(folder / "s"), {}).resolved() == whole
     assert read_study(str(file.parent), LocalStorage(Path("studies")), {"trials": "20"}).resolved() == whole.model_copy(
@@ -331,7 +331,7 @@ def test_any_options_give_a_configuration_or_an_error_of_one_line(options: dict[
         options = {**options, "target": 0.9}
     try:
         config = make_config(options)
-        of_macs = config.max_macs is not None or config.max_latency is not None  # whose goal comes from the network
+        of_macs = config.max_macs is not None or config.max_latency is not None  # these goals need the network
         goal = None if of_macs else config.goal(1, 10**9)
     except UsageError as error:
         said = str(error)
@@ -339,7 +339,7 @@ def test_any_options_give_a_configuration_or_an_error_of_one_line(options: dict[
         assert goal is None or goal.lowest >= 0
         assert config.trials >= 1
         assert not isinstance(config.trials, bool)
-        # The configuration is unchanged after it is written to study.yaml and read.
+        # The configuration is the same after writing it as YAML and reading it again.
         assert make_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
         return
     assert len(said.splitlines()) == 1

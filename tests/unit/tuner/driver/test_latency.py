@@ -21,8 +21,8 @@ curves = st.dictionaries(st.integers(1, 10**12), st.floats(1e-3, 1e3), min_size=
 def test_between_two_networks_the_milliseconds_are_linear() -> None:
     curve = LatencyCurve({1000: 1.0, 3000: 3.0, 5000: 9.0})
     assert [curve(macs) for macs in (1000, 2000, 3000, 4000, 5000)] == [1.0, 2.0, 3.0, 6.0, 9.0]
-    assert curve.most_macs(2.0) == pytest.approx(1900, abs=1)  # 1.9 ms
-    assert curve.most_macs(6.0) == pytest.approx(3900, abs=1)  # 5.7 ms
+    assert curve.most_macs(2.0) == pytest.approx(1900, abs=1)  # 95 % of the limit: 1.9 ms
+    assert curve.most_macs(6.0) == pytest.approx(3900, abs=1)  # 95 % of the limit: 5.7 ms
 
 
 def test_no_safety_margin_applies_at_the_measured_ends_of_the_curve() -> None:
@@ -111,7 +111,7 @@ def test_no_better_network_that_meets_the_limit_is_left_out(data: st.DataObject)
     measures = st.tuples(st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([0.6, 0.7, 0.8]), st.integers(1, 6))
     drawn = data.draw(st.lists(measures, max_size=8))
     records = [trial(n, sparsity, accuracy, macs=macs) for n, (sparsity, accuracy, macs) in enumerate(drawn)]
-    fits = data.draw(st.integers(0, 7))  # latencies that rise with the multiply-adds
+    fits = data.draw(st.integers(0, 7))  # the most multiply-adds within the limit: n multiply-adds take n ms
     goal, _ = choose(Goal((0.0,), max_macs=6, max_latency=fits + 0.5), records, lambda one: Timing(*3 * [one.macs]))
     best = goal.best(records)
     assert (None if best is None else best.value) == highest(one for one in records if one.macs <= fits)

@@ -72,10 +72,10 @@ def test_listeners_get_events_in_order_and_the_end_of_the_study_in_reverse(tmp_p
     with study.lasting():
         study.ask()
         study.epochs(0, [epoch(1), epoch(2, 0.6)])
-        study.epochs(0, [epoch(2, 0.7)], again=True)  # no news
+        study.epochs(0, [epoch(2, 0.7)], again=True)  # the record has epoch 2 already
         study.network_sent(0, b"x")
         study.end(0, TrialState.COMPLETED)
-        study.end(0, TrialState.FAILED)  # it has ended already
+        study.end(0, TrialState.FAILED)  # trial 0 has ended already
     events = [
         ("study begun",),
         ("begun", 0),
@@ -102,7 +102,8 @@ def test_a_full_disk_in_a_listener_ends_the_study_and_skips_later_listeners(even
         stop.unless_disk_full(study.end, 0, TrialState.COMPLETED)
     assert "No space left" in stop.disk
     assert [name for name, what, *_ in notes if what == event] == ["a", "b"]
-    assert [name for name, what, *_ in notes[-5:-3]] == ["a", "b"]  # later listeners get no event
+    # After the error of "b", no listener is told of anything but the end of the study.
+    assert [name for name, what, *_ in notes[-5:-3]] == ["a", "b"]
     assert [note for note in notes if note[1] == "study ended"] == [(name, "study ended") for name in "cba"]
 
 
@@ -154,6 +155,6 @@ def test_a_study_keeps_its_first_reason_to_end(options: dict[str, Any], reason: 
     assert study.ask() is None
     study.epoch(numbers[1], epoch(1))
     study.end(numbers[1], TrialState.COMPLETED)
-    assert study.standing.since_gain == 0  # a gain that comes too late
+    assert study.standing.since_gain == 0  # this gain comes after the search has ended
     assert study.ask() is None
     assert study.why_ended == reason

@@ -21,7 +21,7 @@ def trial(number: int, accuracy: float, *, bits: int | None = None, size: int = 
 
 def test_advice_names_the_bits_with_the_highest_accuracy_within_the_size() -> None:
     records = [trial(0, 0.98, bits=4), trial(1, 0.97, bits=4), trial(2, 0.951, bits=32), trial(3, 0.9, bits=2)]
-    records += [trial(4, 0.999, bits=32, size=20_000)]  # it does not fit
+    records += [trial(4, 0.999, bits=32, size=20_000)]  # larger than the 10,000 bytes of the goal
     said = advice("s", SMALL, records, {})
     assert said == "in 10,000 bytes weights of 4 bits reach accuracy 98.00%, and weights of 32 bits 95.10%"
     assert advice("s", SMALL, [*records, trial(5, 0.985, bits=32)], {}).startswith(
@@ -61,5 +61,5 @@ def test_a_cascade_is_advised_if_a_cheap_network_is_nearly_as_accurate() -> None
 def test_no_cascade_is_advised_for_one_target_or_another_metric() -> None:
     records = [trial(0, 0.98, sparsity=0.6), trial(1, 0.975, sparsity=0.9, macs=300)]
     f1 = Goal((0.5,), ceiling=0.99, objective=Objective("f1", maximize=True, percent=True))
-    assert advice("s", f1, records, {}) == ""  # a cascade needs accuracy as the metric
+    assert advice("s", f1, records, {}) == ""  # a group of two networks is possible only if the metric is the accuracy
     assert advice("s", Goal((0.5,)), records, {}) == ""

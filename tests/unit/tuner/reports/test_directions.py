@@ -105,8 +105,8 @@ def test_plots_of_an_error_show_its_values_and_no_accuracy() -> None:
     best = made["progress"].data[0]
     assert list(best.y) == [52, 51, 51, 51, 51]
     low, high = made["curves"].layout.yaxis.range
-    assert low < 51 + 10  # the range includes the smallest error
-    assert high < 70 + 30  # the range excludes the largest tenth of the errors
+    assert low < 51 + 10  # the axis shows the best trials
+    assert high < 70 + 30  # the axis does not show the worst tenth of the values
     panel = next(trace for trace in made["training"].data if trace.name == "rmse")
     assert list(panel.y) == [81, 66, 61]
 

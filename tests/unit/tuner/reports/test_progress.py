@@ -89,7 +89,7 @@ def test_the_summary_shows_the_share_of_epochs_that_early_stopping_saved() -> No
         ended(0, TrialState.COMPLETED, 10),
         ended(1, TrialState.PRUNED, 2),
         ended(2, TrialState.PRUNED, 5),
-        ended(3, TrialState.FAILED, 1),  # no epochs are saved by a trial that failed
+        ended(3, TrialState.FAILED, 1),  # a failed trial was not stopped, so it saves no epochs
         ended(4, TrialState.RUNNING, 3),
     ]
     goal = at_targets(0.9)
@@ -209,7 +209,7 @@ def test_concurrent_trials_are_not_taken_for_consecutive_ones() -> None:
     shown, _ = progress(clock, total=8)
     clock.now += 10
     shown.update([trial(0, seconds=10.0), running(1, 9.5)])
-    assert shown.line().endswith("about 30 s left")  # 8 trials by two at 10 s each
+    assert shown.line().endswith("about 30 s left")  # 8 trials of 10 s each, two at a time, take 40 s; 10 s are over
 
 
 def test_trials_of_an_earlier_run_say_nothing_of_the_pace() -> None:

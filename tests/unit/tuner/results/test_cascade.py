@@ -272,7 +272,7 @@ def test_nothing_of_the_test_data_is_used_in_choosing(study: Study, monkeypatch:
     assert asked == [0]
     assert data.asked > 0
     assert document == study.document()
-    # With other test data, only the results on the test data change.
+    # With other test data, only the metrics on the test data change.
     other = Data(study.data.train, study.data.val, Split(study.data.test.x, (study.data.test.y + 1) % CLASSES))
     again = group_document(study.experiment, other, study.networks, study.best)
     kept = ("name", "small", "large", "theta", "val_accuracy", "passed_on", "expected_macs")

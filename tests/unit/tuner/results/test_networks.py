@@ -120,7 +120,7 @@ def test_another_program_gets_the_reported_accuracies_from_the_file(
     assert accuracy(trained.data.test) == pytest.approx(best.test_value)
     assert accuracy(trained.data.val) == pytest.approx(trained.record.value)
     assert best.test_value > 0.8
-    assert best.test_value != trained.record.value  # the accuracies on test and validation data differ
+    assert best.test_value != trained.record.value  # the accuracy on the validation data
 
 
 def test_neurons_without_a_connection_are_counted_in_the_masks(trained: Trained, study: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_better_network_takes_the_place_of_the_one_before(trained: Trained, we
     assert sorted(path.name for path in (study / "best").iterdir()) == ["model.json", "model.safetensors"]
 
 
-# What was changed on the way
+# Weights files that were changed after the measurement
 
 
 def one_zero_more(tensors: Tensors) -> None:
@@ -353,12 +353,12 @@ def test_a_resumed_study_reads_networks_from_the_folders_it_wrote(trained: Train
     measured = write_networks(after, lambda record: weights, study, SMALL, trained.data).networks
     assert set(measured) == {3}
     assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
-    assert not (study / "best-0.5").exists()  # the trial is no longer the best at this target
+    assert not (study / "best-0.5").exists()  # the study no longer reports a best network for the target 0.5
     other = replace(trained.record, number=4)
     found = write_networks({"best": other}, lambda record: weights, study, SMALL, trained.data)
     assert found.problems == [f"the network of t0004 was not written: {weights} was removed"]
     assert not found.networks
-    assert not (study / "best").exists()  # it held another trial's network
+    assert not (study / "best").exists()  # the folder held another trial's network
 
 
 def test_a_mismatched_network_is_skipped_and_the_others_are_written(

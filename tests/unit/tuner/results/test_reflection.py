@@ -135,7 +135,7 @@ def test_memorised_random_labels_have_chance_probability_out_of_fold() -> None:
 
 
 def test_random_labels_give_chance_test_accuracy_after_reflection(tmp_path: Path) -> None:
-    for seed in range(4, 20):  # with random labels, the small network is often as good as any group
+    for seed in range(4, 20):  # with random labels, many seeds have no group that is better than the small network
         recipe = recipe_of(data_of(seed, random_labels=True))
         networks = networks_of(recipe, tmp_path)
         plain = document_of(recipe, networks)
@@ -183,7 +183,7 @@ def test_the_row_of_a_better_cascade_matches_its_networks_answers(
     assert row["expected_macs"] <= main_group(plain)["expected_macs"]  # type: ignore[index]
     assert made.record.macs == networks["t0001"][0].macs
     assert row["size_bytes"] == (small.size_bytes or 0) + (made.record.size_bytes or 0)
-    # `write_best` checks the network against its record.
+    # `write_best` checks the network of the reflection against its record.
     save_weights(made.training, tmp_path / "again.safetensors")
     best = write_best(tmp_path / "again.safetensors", tmp_path / "x", recipe.experiment, recipe.data, made.record)
     assert best.problem == ""

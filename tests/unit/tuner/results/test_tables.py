@@ -204,7 +204,8 @@ def test_the_seconds_of_other_work_are_never_negative() -> None:
 @given(st.lists(st.floats(0, 1e4), min_size=5, max_size=5), st.floats(0, 1e4))
 def test_parts_of_the_seconds_sum_to_the_total(parts: list[float], idle: float) -> None:
     startup, sampling, tracking, finishing, training = parts
-    total = startup + sampling + tracking + finishing + idle  # trials trained meanwhile, perhaps for longer than `idle`
+    # The driver waits for `idle` seconds. `training` may be longer, because trials also train while the driver works.
+    total = startup + sampling + tracking + finishing + idle
     seconds = StudySeconds(total, startup, training, sampling, tracking, finishing).without_overlap().to_dict()
     assert min(seconds.values()) >= 0
     assert sum(seconds.values()) - seconds["total"] == pytest.approx(total, abs=1e-6)

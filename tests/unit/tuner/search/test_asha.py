@@ -324,7 +324,7 @@ def test_a_third_of_trials_finish_and_gaps_between_finished_ones_are_bounded(
     extent = log_sparsity(HIGH) - log_sparsity(LOW)
     done = sorted(log_sparsity(s) for s, f in zip(placed, finished, strict=True) if f)
     ends = [log_sparsity(LOW), *done, log_sparsity(HIGH)]
-    # No gap between finished trials, or to an end of the range, is wider than 2 * 3/n of the range.
+    # At least one trial finishes in each part of 3/n of the range, so a gap is at most two parts wide.
     assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 2 * 3.0 / trials * extent + 1e-9
 
 
@@ -332,9 +332,9 @@ def test_the_only_trial_of_similar_sparsity_continues_at_any_accuracy() -> None:
     halving = like()
     train(halving, [(s, 0.9) for s in evenly(10)[:6] * 3])
     assert halving.goes_on(50, "lpss", 5, (0.2, HIGH))
-    assert halving.goes_on(51, "lpss", 5, (0.01, HIGH)) is False  # trial 50, of the same sparsity, may still finish
+    assert halving.goes_on(51, "lpss", 5, (0.01, HIGH)) is False  # trial 50 has the same sparsity and may still finish
     halving.ended(51, "lpss", HIGH, False)
-    halving.forget(50)  # trial 50 failed, so the next trial is again the only one of this sparsity
+    halving.forget(50)  # trial 50 failed, so the next trial is the only one at this sparsity
     assert halving.goes_on(52, "lpss", 5, (0.01, HIGH))
 
 

@@ -50,7 +50,7 @@ def test_a_width_limit_predicts_the_layout_of_the_narrower_network(width: float,
     small = smaller(model, groups, masks)
     part, whole = limit.part(bits, width), layout_of(small, prunable_layers(small), bits)
     assert part.weights == whole.weights
-    # The dimensions that the two files store have different bytes.
+    # `part` keeps the header of the wide network, whose dimensions may take more bytes.
     assert part.nonzero_within(1500) == pytest.approx(whole.nonzero_within(1500), rel=0.01)
     assert part.neuron_bytes(10**6) == whole.neuron_bytes(10**6)
 

@@ -78,7 +78,7 @@ def test_methods_cover_the_range_each_for_itself() -> None:
     for number in range(60):
         turn = cover.next(number, placed, [(0.99, 0.5), (0.6, 0.9)])
         assert turn is not None
-        placed[turn.method or "lpss"].append(turn.sparsity)  # the sampler always chooses lpss here
+        placed[turn.method or "lpss"].append(turn.sparsity)  # where the sampler may choose the method, it takes lpss
     for own in placed.values():
         assert max(gaps(own, 0.5, 0.99)) <= 3 / 30
 
@@ -123,7 +123,7 @@ def test_the_widest_gap_and_its_next_sparsity_match_known_values(
     [
         (Range(0.6, 0.7), Range(0.6, 0.7)),
         (Range(0.0, 0.8), Range(0.5, 0.8)),
-        (Range(0.1, 0.2), Range(0.1, 0.2)),  # the method cannot reach the front, so its range stays as it is
+        (Range(0.1, 0.2), Range(0.1, 0.2)),  # this range has no part within the goal's, so all of it stays
         (Range.of([0.1, 0.6, 0.995]), Range(0.6, 0.6, (0.6,))),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_batch_of_lines_is_synced_once_and_readable_before_the_sync(tmp_path: 
     assert waits == [(tmp_path / "j").stat().st_size]
     with journal.together():
         pass
-    assert len(waits) == 1  # an empty batch is not synced
+    assert len(waits) == 1  # a block without lines does not wait
     journal.append_logs(lines(1))
     assert len(waits) == 2
 
@@ -102,7 +102,7 @@ def test_waiting_trials_are_found_even_if_another_process_enqueued_them(tmp_path
     first = study.ask()
     assert waiting() == [1]
     assert study.ask().number == 1
-    assert study.ask().number == 2  # no trial is waiting, so this trial is new
+    assert study.ask().number == 2  # no enqueued trial is left, so this trial is new
     assert waiting() == []
     study.tell(first, 1.0)
     other = optuna.load_study(study_name="one", storage=JournalStorage(JournalFileBackend(str(file))))

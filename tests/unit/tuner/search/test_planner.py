@@ -137,7 +137,8 @@ def test_without_outcomes_no_configuration_is_the_best() -> None:
 def test_a_configuration_whose_trials_are_stopped_is_left_alone() -> None:
     spread = [share / 20 for share in range(21)]
     known = outcomes({"first 1": [(x, 0.0) for x in spread], "first 0": [(0.4, 0.001)]})
-    assert best_configuration(known, 0.9) == "first 0"  # it has only one trial
+    # First points are judged by their lead plus one standard error. "first 0" has one trial, so its error is large.
+    assert best_configuration(known, 0.9) == "first 0"
     stopped = [Outcome("first 0", 0.9, None)] * 3
     assert best_configuration([*known, *stopped], 0.9) == "first 1"
 

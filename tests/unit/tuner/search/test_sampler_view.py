@@ -171,7 +171,7 @@ def test_a_sampler_without_constraints_ranks_feasible_before_infeasible_before_s
     for state, accuracy, sparsity in (
         (State.COMPLETED, 1.0, 0.91),
         (State.COMPLETED, 0.1, 0.91),
-        (State.COMPLETED, -54.2, 0.91),  # a minimised error is negated
+        (State.COMPLETED, -54.2, 0.91),  # a metric that is minimised, such as an error, has a negative merit
         (State.COMPLETED, -3e9, 0.91),
         (State.COMPLETED, 1.0, 0.88),
         (State.COMPLETED, 1.0, 0.0),

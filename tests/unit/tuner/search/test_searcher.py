@@ -103,7 +103,7 @@ def test_the_first_trials_of_the_lpss_space_are_its_first_points() -> None:
 
 @pytest.mark.parametrize("sampler", USABLE)
 def test_every_sampler_makes_trials_without_a_warning(sampler: str, tmp_path: Path) -> None:
-    trials = 14 if sampler == "gp" else 20  # a Gaussian process is slow
+    trials = 14 if sampler == "gp" else 20  # a Gaussian process proposes slowly
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         searcher = OptunaSearcher([SMALL], TARGET, sampler=sampler, journal=tmp_path / "optuna.journal")
@@ -112,7 +112,7 @@ def test_every_sampler_makes_trials_without_a_warning(sampler: str, tmp_path: Pa
             running.append(searcher.ask())
             assert running[-1].number == number
             assert_inside(SMALL, running[-1])
-            if number % 2:  # two run at once and end in reverse order; some are stopped or fail
+            if number % 2:  # two run at a time; the later one ends first, and some others are stopped or fail
                 first, second = running.pop(), running.pop()
                 searcher.tell(ended(first))
                 state = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)[number % 3]
@@ -173,7 +173,7 @@ def test_the_constraint_is_the_target_minus_the_sparsity(journal: Path | None) -
         assert one["target"] == pytest.approx(TARGET - sparsity)
         assert trial.system_attrs["constraints"] == [one["target"]]  # Optuna's dashboard reads this attribute
     assert stored[1]["target"] == 0.0  # exactly at the target is feasible
-    # The first trial is the most accurate, but it is infeasible: its sparsity is below the target.
+    # The first trial has the highest accuracy, but it is infeasible: it is not sparse enough.
     assert {trial.number for trial in searcher.study.best_trials} == {1, 2}
 
 
@@ -255,7 +255,7 @@ def test_a_quasi_random_sequence_goes_on_where_it_was(tmp_path: Path) -> None:
     parts = []
     for _ in range(2):
         parts += search(OptunaSearcher([RANDOM], TARGET, sampler="qmc", seed=1, journal=journal), 4)
-    assert parts[1:] == whole[1:]  # Optuna draws the first trial in another way
+    assert parts[1:] == whole[1:]  # Optuna draws the first trial independently, not from the sequence
 
 
 @pytest.mark.filterwarnings("error")
@@ -348,6 +348,6 @@ def test_optunas_own_logging_stays_quiet(capfd: pytest.CaptureFixture[str]) -> N
 def test_the_record_names_its_values_by_the_metric(objective: Objective, name: str, tmp_path: Path) -> None:
     file = tmp_path / "optuna.journal"
     OptunaSearcher([SMALL], TARGET, journal=file, objective=objective)
-    OptunaSearcher([SMALL], TARGET, journal=file)  # a resumed search keeps the names
+    OptunaSearcher([SMALL], TARGET, journal=file)  # a resumed search does not change the names
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
     assert optuna.load_study(study_name=None, storage=storage).metric_names == [name, "sparsity"]

@@ -51,7 +51,8 @@ def test_a_built_in_space_spans_the_goal(name: str, goal: Goal) -> None:
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(goal.lowest, goal.highest)
     others = {key: own for key, own in space.distributions.items() if key != FINAL_SPARSITY}
     assert {key: own for key, own in alone.distributions.items() if key != FINAL_SPARSITY}.items() <= others.items()
-    assert set(others) - set(alone.distributions) <= set(alone.fixed)  # one target fixes such a parameter
+    # A parameter that is fixed for one target may be searched for several targets.
+    assert set(others) - set(alone.distributions) <= set(alone.fixed)
     assert space.first == ()
 
 
@@ -105,7 +106,7 @@ def test_targets_alternate_and_each_pruning_method_has_trials_at_every_target(sa
 
     searcher, asked = searcher_now(), []
     for number in range(36):
-        if number == 15:  # a resumed search continues the order
+        if number == 15:  # a resumed search continues the turns of targets and methods
             searcher = searcher_now()
         asked.append(searcher.ask())
         tell(searcher, asked[-1])

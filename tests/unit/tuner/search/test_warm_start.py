@@ -120,7 +120,7 @@ def test_carried_over_trials_inform_the_sampler_but_do_not_join_the_study(earlie
     assert searcher.states() == {}
     asked = searcher.ask()
     assert asked.number == 0
-    assert asked.params != {**SPACE.first[0], "momentum": 0.9}  # the earlier study has tried it
+    assert asked.params != {**SPACE.first[0], "momentum": 0.9}  # the earlier study has tried this point
     for known in (searcher, OptunaSearcher([SPACE], TARGET, journal=journal)):  # also after a restart
         assert known._sampling is not None
         taught = known._sampling._study.trials[:-1]

@@ -46,7 +46,7 @@ def test_a_study_is_found_by_its_name_or_by_its_folder(tmp_path: Path, monkeypat
     assert here.folder_with("a", "optuna.journal") is None
     monkeypatch.chdir(tmp_path / "there")
     away = S3Storage(S3Prefix("studies", "x", "http://127.0.0.1:9", "us-east-1"))
-    assert away.folder_with("c", "study.yaml") == Path("c")  # the local folder is found, so the store is not asked
+    assert away.folder_with("c", "study.yaml") == Path("c")  # a local folder is tried before the object store
 
 
 def test_one_process_claims_a_study_and_a_resume_removes_temporary_files(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_rows_that_a_process_died_in_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "epochs.csv"
     EpochLog(path).add(0, 1, {"val_accuracy": 0.5, "sparsity": 0.1})
     path.write_text(path.read_text() + "0,2,0.1")
-    EpochLog(path).add(1, 1, {"val_accuracy": 0.5, "sparsity": 0.1})  # this row is joined to the torn row
+    EpochLog(path).add(1, 1, {"val_accuracy": 0.5, "sparsity": 0.1})  # continues the torn row, so both rows are lost
     EpochLog(path).add(1, 2, {"val_accuracy": 0.6, "sparsity": 0.2})
     read = read_epochs(path)
     assert [one["epoch"] for one in read[0]] == [1]

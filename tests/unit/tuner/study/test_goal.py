@@ -64,9 +64,9 @@ def test_only_the_multiply_adds_decide_whether_a_trial_is_feasible() -> None:
     goal = Goal((0.75,), max_macs=1000)
     records = [
         trial(0, 0.9, 0.8, macs=1000),
-        trial(1, 0.5, 0.9, macs=990),  # its sparsity is low, but it meets the limit
+        trial(1, 0.5, 0.9, macs=990),  # less sparse than the target, but within the limit of multiply-adds
         trial(2, 0.95, 0.99, macs=1001),
-        trial(3, 0.95, 0.99),  # its multiply-adds are unknown
+        trial(3, 0.95, 0.99),  # of an unknown number of multiply-adds
     ]
     assert [goal.feasible(record) for record in records] == [True, True, False, False]
     assert goal.best(records) is records[1]
@@ -78,7 +78,7 @@ def test_only_the_bytes_decide_whether_a_completed_trial_is_feasible() -> None:
     assert goal.lowest == 0.9
     records = [
         trial(0, 0.9, 0.8, size_bytes=1000),
-        trial(1, 0.89, 0.9, size_bytes=990),  # its sparsity is lower than expected, but it meets the limit
+        trial(1, 0.89, 0.9, size_bytes=990),  # less sparse than the target, but within the limit of bytes
         trial(2, 0.95, 0.99, size_bytes=1001),
         trial(3, 0.95, 0.99),  # its size is unknown
         trial(4, 0.95, 0.99, size_bytes=500, state=TrialState.PRUNED),
@@ -116,10 +116,10 @@ def test_an_invalid_goal_is_refused(made: object) -> None:
 def test_a_nonzero_limit_becomes_the_exact_sparsity_that_leaves_that_number(weights: int, data: st.DataObject) -> None:
     nonzero = data.draw(st.integers(1, weights))
     sparsity = at_most(nonzero, weights).lowest
-    assert zeros_for(sparsity, weights) == weights - nonzero  # the number of zeros that a trial gets
-    assert (weights - nonzero) / weights >= sparsity  # such a trial is feasible
+    assert zeros_for(sparsity, weights) == weights - nonzero  # what a trial is projected to
+    assert (weights - nonzero) / weights >= sparsity  # after the projection, the trial is feasible
     if nonzero < weights:
-        assert (weights - nonzero - 1) / weights < sparsity  # a trial with one more nonzero weight is infeasible
+        assert (weights - nonzero - 1) / weights < sparsity  # with one more nonzero weight, it would be infeasible
 
 
 def test_rounding_a_nonzero_limit_to_a_sparsity_adds_no_extra_zero() -> None:
@@ -185,10 +185,10 @@ def test_the_goal_decides_which_trial_is_a_gain() -> None:
     first, sparser, better = trial(0, 0.9, 0.95), trial(1, 0.97, 0.90), trial(2, 0.8, 0.96)
     assert [FrontTracker(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
     several = FrontTracker(at_targets(0.8, 0.95), [first])
-    assert several.add(sparser)  # the first feasible trial at 0.95
+    assert several.add(sparser)  # the first trial that reaches the target 0.95
     assert several.add(better)
     assert several.since_gain == 0
-    assert not several.add(trial(3, 0.85, 0.955))  # it is on the front, but not the best at any target
+    assert not several.add(trial(3, 0.85, 0.955))  # on the front, but not the best trial at a target
     assert FrontTracker(along_front(0.5, 0.99), [first]).add(sparser)
     assert not FrontTracker(along_front(0.5, 0.9), [first]).add(sparser)  # its sparsity is above the front's end
 
@@ -204,7 +204,7 @@ def test_the_hypervolume_ends_at_the_upper_sparsity_of_the_front() -> None:
 def test_missing_above_is_the_sparsity_above_which_no_trial_is_feasible() -> None:
     goal = along_front(0.5, 0.9)
     assert goal.missing_above([]) is None
-    assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # no trial is feasible; another text says so
+    assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # if no trial is feasible, another message says so
     assert goal.missing_above([trial(0, 0.6, 0.9), trial(1, 0.81, 0.8)]) == 0.81
     assert goal.missing_above([trial(0, 0.6, 0.9), trial(1, 0.9, 0.1)]) is None
     assert at_targets(0.5, 0.8).missing_above([trial(0, 0.6, 0.9)]) == 0.6

@@ -62,7 +62,7 @@ def test_an_interrupt_leaves_no_line_of_the_journal_half_done(
             journal.append_logs([{"op_code": 0}])
         assert (tmp_path / "j").read_text() == '{"op_code":0}\n'
         assert [path.name for path in tmp_path.iterdir()] == ["j"]
-        with pytest.raises(KeyboardInterrupt):  # after the append, a signal interrupts at once again
+        with pytest.raises(KeyboardInterrupt):  # outside of the write, the signal interrupts at once
             signal.raise_signal(signal.SIGTERM)
 
 

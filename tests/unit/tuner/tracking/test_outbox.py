@@ -64,7 +64,7 @@ def test_notes_read_in_parts_of_any_size_equal_all_notes(limit: int) -> None:
 
 
 def test_unchanged_metrics_and_parameters_are_not_written_again(tmp_path: Path) -> None:
-    for _ in range(2):  # the second outbox stands for that of a resumed process
+    for _ in range(2):  # the second Outbox stands for a resumed study, which is another process
         outbox = Outbox(tmp_path, IDENTITY)
         for epoch in (1, 2):
             outbox.note("t0000", params={"p": 1.5}, metrics={"loss": math.nan, "acc": 0.5, "text": "x"}, step=epoch)
@@ -125,7 +125,7 @@ def test_abandoned_runs_end_as_killed_and_the_parent_run_is_the_last(tmp_path: P
             ("t0000", KILLED),
             (PARENT, KILLED),
         ]
-    # A process that resumes the study reads these statuses, so that it can begin the runs again.
+    # A process that resumes the study reads these statuses from the outbox.
     assert Outbox(tmp_path, IDENTITY).statuses == {
         PARENT: KILLED,
         "t0000": KILLED,

@@ -126,7 +126,7 @@ def test_a_fresh_process_loads_the_logged_and_the_registered_model(
     [
         (torch.tensor([0, 2, 1]), "classifier"),
         (torch.randn(3, 1), "regressor"),
-        (torch.tensor([[0, 1], [1, 1], [2, 0]]), None),  # a token for each place
+        (torch.tensor([[0, 1], [1, 1], [2, 0]]), None),  # labels that are sequences, with a token at each position
         ({"box": torch.randn(3, 4)}, None),
     ],
 )

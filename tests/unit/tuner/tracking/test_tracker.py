@@ -169,7 +169,7 @@ def test_trials_left_running_are_killed(tracker: MakeTracker, store: Path, statu
     one = tracker()
     one.start_study({}, {})
     one.start_trial(record(0))
-    one.log_epoch(1, 1, {"val_accuracy": 0.5})  # the trial was not started
+    one.log_epoch(1, 1, {"val_accuracy": 0.5})  # without start_trial(record(1))
     finish(one, status=status)
     (parent,), trials = read(store)
     assert parent.info.status == status
@@ -201,7 +201,7 @@ def calls(act: Callable[[], object]) -> Counter[str]:
         if event in ("call", "c_call"):
             counted[frame.f_code.co_name if event == "call" else what.__name__] += 1
 
-    gc.disable()  # callbacks of the garbage collector, such as that of hypothesis, would be counted
+    gc.disable()  # hypothesis adds callbacks to gc, and their calls would be counted too
     sys.setprofile(note)
     try:
         act()
@@ -215,7 +215,7 @@ def calls(act: Callable[[], object]) -> Counter[str]:
 def test_the_cost_of_a_report_is_constant_and_no_report_waits_for_the_disk(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # the writer has its usual pace
+    monkeypatch.undo()  # the writer has its usual pauses again (see _quick_writer)
     one = Tracker(f"sqlite:///{store}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
     assert one.flush(600)
@@ -229,10 +229,11 @@ def test_the_cost_of_a_report_is_constant_and_no_report_waits_for_the_disk(
         for number in range(20):
             one.end_trial(record(number, TrialState.COMPLETED, epochs=20))
     finish(one)
-    assert all(cost == costs[20] for cost in costs[20:])  # from the second epoch on, the cost is constant
+    # From the second epoch on, the cost does not grow with the study.
+    assert all(cost == costs[20] for cost in costs[20:])
     assert costs[20]["write"] == 1
     assert costs[20]["fsync"] == costs[20]["flush"] == 0
-    assert costs[20].total() < 1000  # calls of all functions; benchmarks.tracking measures the time
+    assert costs[20].total() < 1000  # calls of all functions for 12 metrics; benchmarks.tracking measures the time
     with closing(sqlite3.connect(store)) as database:
         (rows,) = database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()
     assert rows == 4_800

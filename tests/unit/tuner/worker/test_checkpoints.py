@@ -32,7 +32,7 @@ def stored(folder: Path, number: int, epoch: int, state: Any) -> Path:
 @given(state=STATES)
 def test_what_is_read_is_what_was_written(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = stored(tmp_path_factory.mktemp("state"), 1, 1, state)
-    # The texts are compared, because a tuple equals no list and 1 must not become 1.0.
+    # repr also compares the types: 1 == 1.0 is true, but their texts differ.
     assert repr(checkpoints.read(Folder(path.parent), path.name)) == repr(state)
 
 
@@ -131,7 +131,7 @@ def test_a_flipped_bit_is_noticed(place: float, two: tuple[Path, Path], tmp_path
 
 
 def test_a_longer_or_renamed_file_is_noticed(two: tuple[Path, Path], tmp_path: Path) -> None:
-    # The bytes stay the same, and the state in them contains its epoch, 2.
+    # The content matches the hash in the name, so the file is valid. The epoch in its state is still 2.
     two[0].rename(two[0].with_name(two[0].name.replace("-2-", "-9-")))
     assert epochs_of(tmp_path) == [2, 3]
     two[1].write_bytes(two[1].read_bytes() + b"more")

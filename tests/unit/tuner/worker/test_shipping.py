@@ -53,7 +53,7 @@ import pickle
 experiment = pickle.loads(open(sys.argv[1], "rb").read())
 print(int(train(experiment)), experiment.model.__code__.co_filename, flush=True)
 """
-# Imports torch once, and runs each request in a fork of its own: as a fresh worker, without the seconds.
+# This process imports torch once and forks for each request. A fork is like a new worker, but starts faster.
 ZYGOTE = f"""
 import json, os, sys, tempfile
 import torch._dynamo  # optimizers import it at their first step
@@ -129,7 +129,7 @@ def test_packed_csv_lists_every_file_that_is_sent_to_workers(folder: Path, tmp_p
 
 def test_data_that_only_the_loader_reads_is_not_sent_to_workers(folder: Path) -> None:
     experiment = find(f"{folder}/mine.py:mine")
-    assert len(pickle.dumps(Parcel(experiment, f"{folder}/mine.py:mine"))) < 20_000  # MANY has 2,000,000 bytes
+    assert len(pickle.dumps(Parcel(experiment, f"{folder}/mine.py:mine"))) < 20_000  # bytes; MANY has 2,000,000
     assert experiment.load(None).train.x.shape == (12, 5)
 
 

@@ -54,7 +54,7 @@ class Process:
         for _ in range(epochs):
             told = self.trial.step()
             reports.append(Report.from_dict(told))
-            if told.get("done"):  # Ray ends the trial at this report
+            if told.get("done"):  # Ray ends the trial
                 break
         if self.trial._writer is not None:
             self.trial._writer.finish()
@@ -101,7 +101,7 @@ def test_a_trial_that_goes_on_equals_an_unbroken_one(
 ) -> None:
     first = Process(tmp_path, method).run(broken_after)
     second = Process(tmp_path, method).run(99)
-    assert numbers(second[0]) == list(range(1, broken_after + 1))  # these epochs are reported again, not trained again
+    assert numbers(second[0]) == list(range(1, broken_after + 1))  # reported again, but not trained again
     assert second[0].epochs == tuple(epoch for report in first for epoch in report.epochs)
     assert [report.again for report in second] == [True] + [False] * (len(second) - 1)
     assert second[-1].finished
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_never_gives_another_result(tenths: int, whole: dic
 
 @pytest.mark.usefixtures("often")
 def test_another_trials_checkpoint_is_not_used(whole: dict[str, Any], tmp_path: Path) -> None:
-    Process(tmp_path, "rigl").run(3)  # the same number
+    Process(tmp_path, "rigl").run(3)  # both trials have the number 4, so their checkpoints have the same names
     assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_is_no_failure_of_the_trial(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    for module in (places, files):  # the writers of checkpoints and of networks
+    for module in (places, files):  # `places` writes checkpoints, `files` writes networks
         monkeypatch.setattr(module, "write_bytes", full)
     process = Process(tmp_path, "lpss")
     reports = []
@@ -258,6 +258,6 @@ def test_a_full_disk_is_no_failure_of_the_trial(
     told = [report for report in reports if report.disk]
     assert told
     assert "No space left on device" in told[0].disk
-    assert told == [Report(disk=report.disk) for report in told]  # no report with a full disk ends the trial
+    assert told == [Report(disk=report.disk) for report in told]  # no other field is set, so no report ends the trial
     room[0] = True
     assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]

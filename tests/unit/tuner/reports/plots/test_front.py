@@ -224,7 +224,8 @@ def test_the_page_has_a_title_a_language_and_a_viewport(page: Page) -> None:
     assert page.texts["title"] == "digits at 90% </script> & more"
     assert ("html", {"lang": "en"}) in page.tags
     assert any(attributes.get("name") == "viewport" for tag, attributes in page.tags if tag == "meta")
-    assert sum(tag == "script" for tag, _ in page.tags) == 2  # one for plotly.js and one for the figure
+    # One script is plotly.js, the other one the figure. The title contains "</script>" and must not end the second.
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
 
 
 def test_the_same_figure_gives_the_same_page(path: Path) -> None:

@@ -327,7 +327,7 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
 
     def drawn(records: Sequence[TrialRecord]) -> Pictured:
         if fails:
-            raise RuntimeError(fails.pop())  # a later update succeeds
+            raise RuntimeError(fails.pop())  # the pictures are drawn again after an error
         return Pictured("live", GOAL, records)
 
     live = LivePictures(drawn, tmp_path, Tracker(), every=0.05)  # type: ignore[arg-type]
