@@ -37,10 +37,11 @@ from tune_sparsity.tuner.study.epochs import read_epochs
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 
 SHAPE = ["--target", "0.9", "--trials", "6", "--epochs", "24", "--concurrency", "1", "--seed", "0"]
-ENVIRONMENT = {"TUNE_SPARSITY_CHECKPOINT_SECONDS": "0.2"}  # trials of a second would never have one
-ROOM = 24 << 20  # bytes of the tmpfs: a picture is 5 MB
+# With the default interval of 5 s, trials of a second would write no checkpoint.
+ENVIRONMENT = {"TUNE_SPARSITY_CHECKPOINT_SECONDS": "0.2"}
+ROOM = 24 << 20  # bytes of the tmpfs; each HTML page takes 5 MB
 KINDS = ("driver", "worker", "disk")
-PATIENCE = 300.0  # seconds for anything
+PATIENCE = 300.0  # the longest wait for an event, in seconds
 
 
 @dataclass
@@ -49,15 +50,15 @@ class Broken:
 
     kind: str
     index: int
-    moment: float = 0.0  # of its course, in [0, 1]
-    codes: list[int] = field(default_factory=list)  # of the command, and of its resuming
+    moment: float = 0.0  # when it is broken, as a fraction of the unbroken study's seconds; in [0, 1]
+    codes: list[int] = field(default_factory=list)  # exit codes of the command and of `resume`
     finished_before: int = 0
-    lost: int = 0  # trials that had ended and are other now, or gone
+    lost: int = 0  # ended trials whose records have changed or are missing afterwards
     duplicates: int = 0
-    running: int = 0  # in Optuna and MLflow, after the end
+    running: int = 0  # trials and runs that Optuna and MLflow still call running at the end
     corrupted: list[str] = field(default_factory=list)
     same_front: bool = False
-    said: str = ""  # the last line of standard error when it broke
+    said: str = ""  # the last line of standard error of the broken command
 
     @property
     def sound(self) -> bool:
@@ -123,13 +124,13 @@ class Chaos:
         folder, log = storage / name, self.out / f"{name}.log"
         while True:
             shutil.rmtree(folder, ignore_errors=True)
-            forget(self.uri, name)  # what an earlier call of this benchmark, itself broken off, left there
+            forget(self.uri, name)  # the runs that an interrupted call of this benchmark has left in MLflow
             with small_disk(storage) if kind == "disk" else contextlib.nullcontext():
                 process = self.begin([*self.shape, "--study", name], storage, log)
                 wait_for(lambda: (folder / "optuna.journal").exists(), process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(result.moment * unbroken["seconds"])
-                if process.poll() is not None:  # it was quicker than the unbroken one
+                if process.poll() is not None:  # this study has ended earlier than the unbroken study
                     result.moment *= 0.8
                     continue
                 before = BREAK[kind](process, folder)
@@ -173,7 +174,7 @@ def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
     raise SystemExit("nothing happened for five minutes")
 
 
-# How a study is broken; each returns what had ended when it was
+# Ways to break a study. `kill_driver` and `kill_worker` return the records of the trials that had ended.
 
 
 def kill_driver(process: subprocess.Popen[bytes], folder: Path) -> dict[int, str]:
@@ -219,7 +220,7 @@ def small_disk(folder: Path) -> Any:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-# What there is afterwards
+# Checks after a study
 
 
 def finished(folder: Path) -> dict[int, str]:
@@ -253,7 +254,7 @@ def corrupted(folder: Path) -> list[str]:
                 file.get_tensor(name)
 
     def table(path: Path) -> None:
-        if path.name == EPOCHS_CSV:  # appended to: its reader passes over a row that a process died in
+        if path.name == EPOCHS_CSV:  # rows are appended, so one may be incomplete; its reader leaves it out
             read_epochs(path)
             return
         rows = read_table(path)

@@ -69,7 +69,7 @@ def networks() -> list[str]:
 def coverage(name: str) -> Coverage:
     options = {"weights_backbone": None} if name in list_models(module=FAMILIES["segmentation"]) else {}
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # their own drawing of weights takes a minute
+        options["init_weights"] = False  # the initial weights of these two networks take a minute to draw
     with without_memory():
         model = get_model(name, weights=None, **options)
     size = network_size(model)

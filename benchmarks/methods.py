@@ -32,9 +32,10 @@ from tune_sparsity.experiments.base import Split, evaluate
 from tune_sparsity.experiments.training import NotFinite, train_whole
 from tune_sparsity.sparsity import METHODS
 
-TUNED_FOR = {0.95: (0.9, 0.95), 0.98: (0.98, 0.99)}  # the sparsity of a search: those that its best serves
+# The sparsity of each search, and the sparsities that are trained with its best parameters.
+TUNED_FOR = {0.95: (0.9, 0.95), 0.98: (0.98, 0.99)}
 SPARSITIES = tuple(sparsity for served in TUNED_FOR.values() for sparsity in served)
-FIRST_SEED = 100  # of the final trainings: none that a search has seen
+FIRST_SEED = 100  # the first seed of the final trainings; the searches use seed 0
 LPSS = {"p_early": 1.4, "p": 1.7, "early_layers": 1}
 Job = dict[str, Any]
 

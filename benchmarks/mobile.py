@@ -33,9 +33,9 @@ from tune_sparsity.sparsity import dead_neurons
 BLOCKS = ((16, 32, 1), (32, 64, 2), (64, 128, 1), (128, 128, 1))  # channels of inputs and outputs, stride
 IMAGES = 3000
 METHODS = ("dense", "rigl", "gmp", "lpss")
-RATES = (1, 2, 4)  # times those of the first point
+RATES = (1, 2, 4)  # factors of the learning rates of the first point
 TUNED_FOR = 3  # epochs
-FIRST_SEED = 100  # of the final trainings: none that rates were chosen under
+FIRST_SEED = 100  # the first seed of the final trainings; the rates are chosen with seed 0
 
 
 def network() -> nn.Module:

@@ -64,7 +64,7 @@ class Late(Listener):
 
     def __init__(self) -> None:
         self._ended, self._busy = 0, 0.0
-        self.last = math.nan  # seconds of the last thousand
+        self.last = math.nan  # the driver's seconds for the last thousand trials
 
     def trial_ended(self, study: StudyRun, record: TrialRecord) -> None:
         self._ended += 1

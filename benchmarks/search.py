@@ -75,7 +75,7 @@ class Trainer:
         self.done = {line["key"]: Trained(**line["trained"]) for line in map(json.loads, lines)}
 
     def train(self, params: dict[str, Any], seed: int) -> Trained:
-        # By the settings, which are the same however a space names them.
+        # The key contains the settings, because two spaces may have different names for the same setting.
         key = f"{METHODS['lpss'].configure(params)} {self.epochs} {seed}"
         if key not in self.done:
             self.done[key] = self._train(params, seed)
@@ -237,7 +237,7 @@ def replay(trials: list[Trained], epochs: int, rule: Rule, slots: int = 2) -> tu
     finished, spent = [], 0
     while running:
         number, trained, epoch = running.pop(0)
-        if epoch >= len(trained.curve):  # to its end, or to where it diverged
+        if epoch >= len(trained.curve):  # the training has ended or diverged
             if len(trained.curve) == epochs:
                 finished.append(trained)
             else:

@@ -49,7 +49,7 @@ def memory_of_tree(root: int) -> int:
             try:
                 children[int((entry / "stat").read_text().rpartition(")")[2].split()[1])].append(int(entry.name))
             except (OSError, IndexError):
-                continue  # it has ended meanwhile
+                continue  # the process has ended meanwhile
     total, todo = 0, [root]
     while todo:
         process = todo.pop()
@@ -117,7 +117,7 @@ def study(side: str, options: argparse.Namespace, seed: int) -> Line:
         command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
     launched = time.time()
     wall, memory, output = run(command, {}, options.out / f"{name}.log")
-    found = json.loads(output.splitlines()[-1] if side == "user" else output)  # Ray's own words come before
+    found = json.loads(output.splitlines()[-1] if side == "user" else output)  # Ray prints messages before the result
     cores = len(os.sched_getaffinity(0))
     line = {
         **key(side, options, seed),

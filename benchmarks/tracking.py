@@ -25,7 +25,7 @@ from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking.tracker import Tracker
 
 TRIALS, EPOCHS, METRICS = 50, 20, 12
-WITHOUT = 6.0  # seconds that the reports take without a record
+WITHOUT = 6.0  # seconds that the trials take without a tracker
 WAYS = ("none", "sqlite", "http")
 
 

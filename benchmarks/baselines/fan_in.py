@@ -44,7 +44,7 @@ def fan_ins(neurons: int, inputs: int, total: int, variation: float) -> list[int
     sigma = math.sqrt(math.log1p(variation**2))
     shape = np.exp(sigma * norm.ppf((np.arange(neurons) + 0.5) / neurons))
     low, high = 0.0, float(inputs) / shape.min()
-    for _ in range(60):  # the scale with which the clipped quantiles have the sum
+    for _ in range(60):  # bisection for the scale at which the clipped quantiles sum to `total`
         middle = (low + high) / 2
         low, high = (low, middle) if np.clip(middle * shape, 1, inputs).sum() > total else (middle, high)
     return rounded(np.clip(low * shape, 1, inputs).tolist(), [inputs] * neurons, total)

@@ -27,7 +27,7 @@ from tune_sparsity.experiments.training import NotFinite, Training
 
 EPOCHS = {"digits": 24, "fashion-mnist": 8, "mnist": 8}
 SEVERAL, SEEDS = 10, 3
-PART = 40  # trainings
+PART = 40  # the number of trainings that are added to the table at once
 
 
 def trained(experiment: str, method: str, data_dir: str, index: int, seed: int) -> Row:

@@ -32,9 +32,9 @@ from benchmarks.curves.table import Row, Table
 from tune_sparsity.search_spaces.priors import to_unit
 
 TREES, LEAF, FOLDS = 400, 2, 10
-_LEAST_ERROR = 0.002  # so that a network without an error on few examples has a logarithm
-_LEARNT_FROM = 600  # so many trainings give the length scales, because the time grows with the third power
-_NEAREST = 40  # deviations are drawn from so many with a similar error
+_LEAST_ERROR = 0.002  # added to each error, because log(0) is not finite
+_LEARNT_FROM = 600  # the number of trainings for the length scales; the time of a fit grows with its cube
+_NEAREST = 40  # a deviation is drawn from this many trainings with a similar error
 _BLAS = ThreadpoolController()  # limited to one thread: on a busy machine, two threads wait for each other
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

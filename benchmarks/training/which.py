@@ -133,7 +133,7 @@ class Point(NamedTuple):
     most: float
     size: float
     operations: float
-    bits: float  # of the operations, those on single bits
+    bits: float  # the operations on single bits, a part of `operations`
     seeds: int
 
     def row(self) -> str:
