@@ -324,8 +324,8 @@ def test_a_third_of_trials_finish_and_gaps_between_finished_ones_are_bounded(
     extent = log_sparsity(HIGH) - log_sparsity(LOW)
     done = sorted(log_sparsity(s) for s, f in zip(placed, finished, strict=True) if f)
     ends = [log_sparsity(LOW), *done, log_sparsity(HIGH)]
-    # At least one trial finishes in each part of 3/n of the range, so a gap is at most two parts wide.
-    assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 2 * 3.0 / trials * extent + 1e-9
+    # A trial finishes if no other one within 1.25/n of the range does. Neighbours are placed up to about 3/n apart.
+    assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 6.0 / trials * extent + 1e-9
 
 
 def test_the_only_trial_of_similar_sparsity_continues_at_any_accuracy() -> None:
