@@ -16,8 +16,10 @@ from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.tuner.study.trial import WEIGHT_BITS, WIDTH
 from tune_sparsity.tuner.worker.sizes import ByteLimit
 
-_NEURONS = 1 / 3  # the largest share of the limit of bytes for the scales and biases of neurons
-_BEST = 1 / 8  # this share in the best small networks that were measured
+# The scales and biases of neurons may take at most the fraction _NEURONS of the allowed bytes. At the expected best
+# width, they take the fraction _BEST. It was chosen by the validation accuracy of MNIST in 2,000 bytes.
+_NEURONS = 1 / 3
+_BEST = 1 / 8
 _MANY_BITS = 8
 _WIDTHS = [step / 100 for step in range(1, 101)]
 

@@ -12,7 +12,9 @@ from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 NEIGHBOURS = 64  # the number of trials by which configurations are judged: those nearest to the next trial's sparsity
 FIRST = "first "
 """The prefix in the names of configurations that are first points of a space."""
-LIKE = 0.7  # about log 2: if a trial has twice or half the density of the next trial, its weight is about 1 / e
+# About log 2. In a mean over trials, the weight of a trial is 1 if it has the same density as the next trial, and about
+# 1 / e if it has twice or half this density.
+LIKE = 0.7
 
 
 class Configuration(NamedTuple):

@@ -85,7 +85,8 @@ class OwnStudy(OneByOne):
 
     def __init__(self, sampler: BaseSampler, view: View) -> None:
         self._sampler, self._view = sampler, view
-        self._open: dict[int, optuna.Trial] = {}  # running trials in the own study, by their numbers in the journal
+        # Running trials in `_study`. The keys are the trials' numbers in the journal.
+        self._open: dict[int, optuna.Trial] = {}
         self._study = self._new_study()
 
     def _new_study(self) -> optuna.Study:
@@ -309,7 +310,7 @@ class LikeSparsityStudy(OwnStudy):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def settle(self, trial: optuna.Trial) -> None:
-        if self._given.pop(trial.number, None) is not None:  # all parameters were fixed: no earlier trials are needed
+        if self._given.pop(trial.number, None) is not None:  # all parameters are fixed, so the sampler proposes none
             self._study = self._new_study()
             self._begin(trial.number, self._seen_params(trial.params))
         super().settle(trial)

@@ -29,7 +29,7 @@ MARK = ".owner"  # a file in the working folder with the token of the last drive
 BEAT = 10.0  # seconds between two renewals
 TTL = 40.0  # seconds without a renewal after which the driver counts as dead
 _LOOK = 2.0  # seconds between two checks whether another driver still renews its lease
-_SETTLE = 1.0  # seconds after which the last write of several drivers is visible
+_SETTLE = 1.0  # seconds between writing and reading: if several drivers write, all then read the token of the last one
 
 
 class TakenOver(Exception):

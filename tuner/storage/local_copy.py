@@ -13,7 +13,7 @@ from tune_sparsity.tuner.storage.s3 import S3Prefix, parts_of
 from tune_sparsity.tuner.study.layout import WEIGHTS
 from tune_sparsity.tuner.system.leaving import temporary_folder
 
-CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder for working folders, instead of ~/.cache/tune-sparsity
+CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # this environment variable names the folder for working folders
 
 
 def working_folder(store: S3Prefix, study: str) -> Path:

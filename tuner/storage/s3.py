@@ -23,7 +23,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _PART = re.compile(r"[A-Za-z0-9._ =,+()!-]{1,200}")  # characters that all services accept and that are safe in a shell
 _CONNECT_WITHIN = 3.0  # seconds
 _SILENCE = 15.0  # seconds without a byte after which a request has failed; each request is tried twice
-_AT_ONCE = 5.0  # the same for the request that checks whether the store answers, which is tried once
+_AT_ONCE = 5.0  # seconds; this limit replaces _SILENCE for the request of `reach`, and this request is tried once
 _WHY = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "ACCESS_DENIED": "the credentials are missing or not accepted: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "

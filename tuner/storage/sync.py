@@ -24,7 +24,7 @@ from tune_sparsity.tuner.study.layout import JOURNAL, RESULT_JSON, WEIGHTS
 EVERY = 3.0  # seconds between two rounds, at least
 _SHARE = 10  # the pause after a round, as a multiple of the round's time
 PATIENCE = 30.0  # seconds for the store to answer after the study has ended
-AT_ONCE = 5.0  # the same after an interrupt
+AT_ONCE = 5.0  # seconds for the store to answer after an interrupt or an error
 _FIRST = ("study.yaml", "tracking/outbox.jsonl", "tracking/sent.json")
 _PASSING = (f"{WEIGHTS}/*", "best/*", "best-*/*", "front/*")  # files that a study may remove
 Signature = tuple[int, int, int]

@@ -18,7 +18,7 @@ WEIGHTS = ".weights"  # the folder of the networks that would be reported if the
 BEST = "best"  # the folder of the best network
 REFLECTED = "best-reflected"  # the folder of a network that was trained again for a group of two networks
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
-SPREAD = ".spread"  # the suffix of a tensor with the standard deviations of averaged weights over training steps
+SPREAD = ".spread"  # NAME.spread holds the standard deviation of each averaged weight of NAME over training steps
 ORIENTATIONS = "orientations"  # a key in the metadata of a network's file: sparsity.orientation.Orientation in JSON
 PRECISION = "precision"  # a key in the same metadata: sparsity.few_bits.Precision in JSON, if weights have few bits
 
