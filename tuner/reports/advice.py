@@ -13,7 +13,8 @@ from tune_sparsity.tuner.study.objective import ACCURACY
 from tune_sparsity.tuner.study.pareto import known_point
 from tune_sparsity.tuner.study.trial import BINARY, WEIGHT_BITS, TrialRecord
 
-_NEARLY = 0.02  # if a cheap network loses at most this much accuracy, most examples are probably easy
+# If the accuracy of a cheap network is at most this much below the best network's, most examples are probably easy.
+_NEARLY = 0.02
 
 
 def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mapping[str, Any]) -> str:

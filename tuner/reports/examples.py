@@ -13,7 +13,7 @@ from tune_sparsity.experiments.base import Data, Split
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LEAST_SIDE = 4  # pixels; fewer are no picture
+_LEAST_SIDE = 4  # pixels of the shorter side; an input with fewer is not shown as a picture
 
 
 def pictures_of(data: Data, places: Sequence[int]) -> list[str]:

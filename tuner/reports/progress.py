@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 UPDATE_SECONDS = 0.25
-_UPDATE_SHARE = 50  # two updates are at least so many update durations apart: many trials make updates slow
+# The time between two updates is at least this multiple of an update's duration. Updates of many trials are slow.
+_UPDATE_SHARE = 50
 LINE_SECONDS = 10.0
 
 FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
@@ -40,7 +41,7 @@ class Summary:
     failed: int = 0
     best: TrialRecord | None = None
     saved: float = 0.0  # the share of epochs that early stopping has saved, see `saved_epochs`
-    found: str = ""  # the results so far, for a goal with several targets or a front
+    found: str = ""  # the results so far, if the goal has several targets or is a front; otherwise ""
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord], goal: Goal, epochs: int = 0) -> Summary:

@@ -28,7 +28,7 @@ from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
 Coded = Mapping[str, Tensor | Codes]  # Codes are weights with few bits
-_HEADER = 250  # about the bytes that a weight in CSR, with its three tensors, adds to the file's header
+_HEADER = 250  # the approximate number of bytes that the three tensors of a weight in CSR add to the file's header
 
 
 def save_safetensors(tensors: Coded, path: Path) -> None:

@@ -18,8 +18,10 @@ from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.inference_cost import timed
 from tune_sparsity.tuner.results.sparse_layers import Form, over_sparse
 
-_TOLERANCE = {torch.bfloat16: 5e-2}  # of the largest output: sums in another order round differently
-_SECONDS = 0.2  # the time to measure all forms of a network together
+# The largest allowed difference of outputs, as a fraction of the largest output; for other types 1e-3. Outputs differ,
+# because sums in another order are rounded differently.
+_TOLERANCE = {torch.bfloat16: 5e-2}
+_SECONDS = 0.2  # the time to measure all forms of a network with one batch size and one number of threads
 
 Network = Callable[..., Tensor]
 

@@ -47,8 +47,8 @@ class BestModel:
     weights: int  # the number of prunable weights
     zeros: int  # the number of zeros in the prunable weights, counted in the tensors
     by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
-    dead: Mapping[str, DeadNeurons] = field(default_factory=dict)  # for each layer that has any, by its name
-    problem: str = ""  # why it has no test value, in one line
+    dead: Mapping[str, DeadNeurons] = field(default_factory=dict)  # by layer; only layers with dead neurons
+    problem: str = ""  # the reason why the network has no test value, in one line
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _measure(
     zeros, total = count_zeros(tensors, masks)
     if record.size_bytes is not None:
         packed = len(encode(precision.of(tensors, masks), precision.with_zeros(masks)))
-        if packed > record.size_bytes:  # an earlier version may have written a larger file
+        if packed > record.size_bytes:  # not `!=`: earlier versions may have reported a larger file
             raise _OtherNetwork(f"{record.name} reported {record.size_bytes} bytes, its packed file has {packed}")
     if zeros / total != record.sparsity:
         raise _OtherNetwork(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")

@@ -227,7 +227,8 @@ def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | Non
         "validation": {str(scale): vars(one) for scale, one in tried.items()},
         "test": {"ensemble": vars(test), "average": vars(alone)},
     }
-    # The file holds the mean and the spread with one common index of nonzero weights, for any number of members.
+    # The size does not depend on the number of members: a file would hold the packed network and 4 bytes for the spread
+    # of each weight that is not masked. The spreads need no indices, because the packed network has them.
     masks = drawn.masks
     counts = [int(masks[name].sum()) if name in masks else one.numel() for name, one in drawn.spread.items()]
     if size_bytes is not None:

@@ -13,7 +13,9 @@ from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord
 
-_FIRST_SEED = 1_000_000  # added to the number of a training: no trial has such a number, so no seed is used twice
+# The number of the first training. A seed depends on such a number, and the numbers of the search's trials are smaller.
+# So a trial is trained again with new seeds.
+_FIRST_SEED = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class StudyOutcome:
     group: Mapping[str, Any] = field(default_factory=dict)  # the results of --group
     ensemble: Mapping[str, Any] = field(default_factory=dict)  # the results of --ensemble
     latencies: Mapping[str, Timing] = field(default_factory=dict)  # what --max-latency measured, by trial
-    examples: int | None = None  # validation examples, if the metric is the mean of their scores in [0, 1]
+    # The number of validation examples, if the metric is the mean of their scores in [0, 1]; otherwise None.
+    examples: int | None = None
 
     @property
     def best(self) -> TrialRecord | None:

@@ -226,7 +226,8 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
     outside = len(groups.drawn) - len(_inside(places(groups.drawn), x_range, y_range))
     line = {"color": "black", "width": 1.5, "dash": "dash"}
     across = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": line, "layer": "below"}
-    best = goal.reported(records)[: len(goal.targets)]  # on a front, only the first network, which is the best
+    # If the goal is a front, it has one target, and only the first network is kept. This network has the best metric.
+    best = goal.reported(records)[: len(goal.targets)]
     subtitle = {"text": _summary(records, groups)}
     return go.Figure(
         data=_traces(groups, best),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import plotly.graph_objects as go
 
-_FAN_IN = 100  # the weights of a neuron if there is no network yet
+_FAN_IN = 100  # the assumed number of input weights of a neuron if there is no trained network yet
 
 
 @dataclass(frozen=True)

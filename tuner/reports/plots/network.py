@@ -243,7 +243,8 @@ def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.
             "mode": "lines",
             "name": name,
             "x": ps,
-            "y": [min(1.0, expected(p, fan_in)) for p in ps],  # a limit formula, which exceeds 1 for few weights
+            # The formula for Gaussian v is valid for many weights. It exceeds 1 if p is near 1.
+            "y": [min(1.0, expected(p, fan_in)) for p in ps],
             "line": {"color": colour, "dash": dash, "width": 2},
             "hovertemplate": "p %{x:.3f}: %{y:.3f}<extra>" + name + "</extra>",
         }
