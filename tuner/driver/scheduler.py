@@ -35,7 +35,7 @@ class StudyScheduler(FIFOScheduler):
         except the last one."""
         number = self._names[trial.trial_id]
         report = Report.from_dict(result)
-        if not report.epochs:  # the disk is full, and StopWhen ends the study
+        if not report.epochs:  # the trial could not write to its folder, and StopWhen ends the study
             return TrialScheduler.CONTINUE
         *past, last = report.epochs
         for epoch in past:

@@ -127,7 +127,7 @@ def log_model(
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    name = note.get("name", BEST_NAME)  # notes of earlier versions have none
+    name = note.get("name", BEST_NAME)  # notes of earlier versions have no name
     same = [
         model
         for model in client.search_logged_models([experiment_id], f"name = '{name}'")

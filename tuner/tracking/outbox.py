@@ -36,7 +36,7 @@ class StudyIdentity:
 
     study: str
     experiment: str
-    target: float | str  # a sparsity in [0, 1], or the value of the option for another goal
+    target: float | str  # the value of --target or --front (Goal.option); earlier versions wrote a number
     method: str  # one name, or several separated by commas
     id: str = ""  # unique, and equal in all processes of the study; another study with the same name has another id
 

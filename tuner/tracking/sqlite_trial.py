@@ -17,7 +17,7 @@ from pathlib import Path
 from tune_sparsity.tuner.system.processes import own_process
 from tune_sparsity.tuner.tracking.client import one_line, own_environment, prepare_sqlite
 
-LONGEST = 240.0  # seconds, since MLflow repeats some operations for more than 90 seconds before it fails
+LONGEST = 240.0  # seconds for the test; MLflow repeats some operations for more than 90 seconds before it fails
 
 
 def try_sqlite() -> str:
@@ -59,7 +59,7 @@ def main(folder: str) -> None:
     wrong = ""
     try:
         _keep_a_run(Path(folder) / "mlflow.db")
-    except Exception as error:  # with any of MLflow's errors, a study would not be recorded
+    except Exception as error:  # after any error of MLflow, a study could not be recorded
         wrong = one_line(error)
         print(wrong)
     sys.stdout.flush()

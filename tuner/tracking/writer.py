@@ -102,7 +102,9 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
             except Exception as caught:  # the next round tries again after any error
                 failures, error = failures + 1, one_line(caught)
             _say(stdout, delivery, failures, error)
-            if not (sampling or failures):  # not earlier: two threads must not import MLflow at once
+            # `sample_forever` imports MLflow in another thread. It begins after a round without failures, because this
+            # thread may import MLflow until then.
+            if not (sampling or failures):
                 from tune_sparsity.tuner.tracking.system_metrics import sample_forever
 
                 threading.Thread(target=sample_forever, args=(folder,), daemon=True).start()

@@ -72,7 +72,7 @@ class TrialSetup:
     rungs: tuple[int, ...] = ()  # the epochs after which early stopping judges a trial
     loads: bool = False  # whether workers load the data themselves
     limit: ByteLimit | None = None  # the limit of the network's packed file
-    spread: bool = False  # whether the standard deviations of averaged weights over training steps are measured
+    spread: bool = False  # whether the standard deviation of each averaged weight over training steps is measured
     uses: Uses | None = None  # how often the network uses each weight in one example; None if unknown
     ranks: RankPlan | None = None  # the processes of a trial; None: one process trains a trial
 
@@ -141,7 +141,7 @@ class TrialTrainable(tune.Trainable):
         self._trial, self._past, self._short_of_memory = new_config, list[Epoch](), False
         try:
             self._let_go()
-        except LoopError:  # the last trial's loop can only be ended with its process: Ray starts the trial in a new one
+        except LoopError:  # the earlier trial's loop does not end, so this process ends, and Ray starts a new process
             os._exit(1)
         if self._writer is not None:
             self._writer.begin()
