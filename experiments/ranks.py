@@ -123,7 +123,8 @@ class Ranks(OneRank):
             for batch, some in zip(loaded, batches, strict=True):
                 yield Share(batch, len(some), self._parts(len(some)))
             return
-        # All ranks must get the same batches. Loading processes draw the same random numbers on every rank.
+        # All ranks must get the same batches. A data set may draw random numbers. In a process that loads data, these
+        # are the same on every rank, but not in the rank's own process. So at least one process loads data.
         if isinstance(data, Loaded):
             data = replace(data, workers=max(1, data.workers))
         for batch in data.shuffled(size, order, count=count, epoch=epoch):

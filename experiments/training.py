@@ -90,7 +90,7 @@ class Training:
         records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None and ranks is ONE_RANK
         records = records and can_be_recorded(self.model.parameters()) and not self.sparse.steps_in_backward
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
-        self._batch: Split | None = None  # the batch in the memory that recorded passes read
+        self._batch: Split | None = None  # recorded passes read every batch from the memory of these tensors
 
     @property
     def finished(self) -> bool:
@@ -289,7 +289,7 @@ class Training:
         self.order.set_state(state["order"])
         self.noise = state["noise"]
         self.epochs_done = state["epochs_done"]
-        self._memory.peak = state.get("train_bytes")  # earlier versions had none
+        self._memory.peak = state.get("train_bytes")  # states of earlier versions have no "train_bytes"
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
 

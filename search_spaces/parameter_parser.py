@@ -142,7 +142,7 @@ class ParameterReader:
             step = self._values.number((*place, "step"), step, whole=whole)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna warns that it lowers `high` to a whole step
+                warnings.simplefilter("ignore")  # Optuna warns if it lowers `high` to `low` + a multiple of `step`
                 if whole:
                     return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
                 return FloatDistribution(low, high, log=log, step=step)

@@ -146,7 +146,8 @@ class _Parser:
             if not parent.distribution._contains(whole):
                 raise self._values.error(place, f"{whole} is not a value of {parent.name}")
             return whole
-        return self._values.plain(place, value)  # the parent is fixed: with another value, the condition never holds
+        # The parent has a fixed value. If `value` differs from it, the condition never holds.
+        return self._values.plain(place, value)
 
     def _order(self, parsed: dict[str, Parsed], when: dict[str, Condition]) -> list[str]:
         """Return the names of the parameters in the order of the file, with one exception: a parameter comes after the
@@ -168,7 +169,7 @@ class _Parser:
             add(name)
         return order
 
-    # Check with the method
+    # Values that the method accepts
 
     def _usable(self, method: str, parsed: dict[str, Parsed], when: dict[str, Condition]) -> None:
         """Check that the method accepts both ends of every range, and every choice. For each check, all other

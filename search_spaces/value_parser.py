@@ -21,7 +21,7 @@ SYMBOLS: dict[str, Callable[[float], float]] = {
     "published_p": published_p,
     "published_p_early": published_p_early,
 }
-_LARGEST = 1e300  # so that sums and products of the ends of a range stay finite
+_LARGEST = 1e300  # so that the difference of the ends of a range stays finite
 
 Place = tuple[Any, ...]
 

@@ -33,8 +33,8 @@ EXACT = (torch.float32, torch.float64)
 """The dtypes that represent the product of a scale and a code exactly."""
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
 _SHARES = [0.4 + 0.05 * k for k in range(13)]  # scales to try, as multiples of (a row's largest weight / largest code)
-# Adam's learning rates for the latents (with 2 bits; each further bit doubles it), for the scales' logarithms, and for
-# the other parameters.
+# Adam's learning rates. The first is for the latents with 2 bits, and doubles with each further bit. The others are for
+# the logarithms of the scales, and for the other parameters.
 _LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4
 
 

@@ -115,8 +115,8 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
         inputs = _inputs(node) if labels[node] == _MIXED else []
         named = {other: labels[other] for other in inputs if labels[other] != _MIXED}
         for other, name in named.items():
-            # If autograd does not follow the layer's input, the layer's result depends only on the layer's weights. The
-            # result is then the node `other`.
+            # `other` depends only on the layer's weights. Normally, `node` computes the layer's result from `other` and
+            # the layer's inputs. If autograd does not follow the inputs, `other` is the result.
             result = other if other in normalisations else node
             alone = len(named) == 1 and normalisations[result] == readers[result] == 1
             (found if alone else others).add(name)

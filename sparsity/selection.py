@@ -60,7 +60,7 @@ class Selection:
                 are treated alike.
         """
         scores = [self._score(one) for one in log_magnitudes]
-        if active is not None:  # active weights come before masked weights, even if they are 0
+        if active is not None:  # every active weight comes before all masked weights, even an active weight that is 0
             pairs = zip(scores, active, strict=True)
             scores = [score.clamp_min(-_AFTER / 2) - _AFTER * (mask == 0) for score, mask in pairs]
         shared = "erk" if self.distribution == "global" else self.distribution

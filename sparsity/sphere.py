@@ -56,7 +56,7 @@ def row_norm(x: Tensor, order: Exponent) -> Tensor:
 def unit(x: Tensor, order: Exponent) -> Tensor:
     """Return x / ||x||_order row by row, in the shape of x. A row of zeros stays zero, because a dead neuron has no
     direction."""
-    # After a division by the largest magnitude, the norm lies in [1, n^(1/order)].
+    # After a division by the largest magnitude, a nonzero row of n entries has a norm from 1 to n^(1/order).
     largest = x.abs().amax(-1, keepdim=True)
     scaled = x / torch.where(largest > 0, largest, torch.ones_like(largest))
     norm = row_norm(scaled, order)

@@ -96,7 +96,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.mask_updates = 0  # since this object was made
         self._moved = False  # whether the masks are those of the next step
         self.grow_rate: float | None = None  # new connections / dropped connections in the last update
-        self.lr_sum = 0.0  # sum of the learning rates on the sphere; far above 1, little of the first weights is left
+        self.lr_sum = 0.0  # the sum of `lr` on the sphere; if it is far above 1, little of the first weights is left
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         self._base_gain_lr = [group.get("gain_lr", 0.0) for group in optimizer.param_groups]
@@ -265,7 +265,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
         """Clear the momentum of newly masked weights, which would change them. On the sphere LpSGD does this itself."""
-        for value in self.optimizer.state.get(weight, {}).values():  # a frozen weight has none
+        for value in self.optimizer.state.get(weight, {}).values():  # a frozen weight has no state
             if isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
                 value.mul_(mask.view_as(value))
 
@@ -306,7 +306,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         With `few_bits`, later steps train the weights with few bits. A second call changes nothing."""
         self.project()
         if self.average is not None and self.average.take():
-            self.project()  # the mean of active weights may be 0
+            self.project()  # makes an active weight nonzero if its average is 0
             if isinstance(self.optimizer, LpSGD):
                 self.optimizer.express()
         self._restore_order()

@@ -27,7 +27,7 @@ def declares(subject: Subject) -> Iterator[Problem]:
     experiment = subject.experiment
     if home_of(experiment) is None:
         return
-    with watching(Reader.DATA):  # data sets read files, too
+    with watching(Reader.DATA):  # some data sets read a file for each example
         x, y = subject.batch(_FEW)
         some = spread(subject.data.val, _FEW)
     with torch.no_grad():

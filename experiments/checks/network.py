@@ -164,7 +164,9 @@ def moves(subject: Subject) -> Iterator[Problem]:
             step = "loss"
             subject.experiment.loss(outputs, y)
             metric = metric_of(subject.experiment.metric)
-            if metric.each:  # other metrics get outputs on the CPU or move to the device of the outputs
+            # Other metrics cannot fail in this way: a function gets the outputs on the CPU, and a torchmetrics metric
+            # is moved to the device of the outputs.
+            if metric.each:
                 step = "metric"
                 metric.function(outputs, y)
     except _TwoDevices as error:

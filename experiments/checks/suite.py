@@ -131,7 +131,8 @@ class Subject:
         has no mistake. Several checks use these objects. The last of these checks may train them further."""
         first, second = self.training(), self.training()
         first.epoch()
-        torch.rand(3), copied(first.model.state_dict())  # as other code in the process may do
+        # Other code in the process may also draw random numbers and copy the weights.
+        torch.rand(3), copied(first.model.state_dict())
         second.epoch()
         return first, second
 

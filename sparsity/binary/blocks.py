@@ -17,8 +17,9 @@ from tune_sparsity.sparsity.binary.inference import Kind, SignLayer, activated, 
 from tune_sparsity.sparsity.binary.products import Product
 
 _MOMENTUM = 0.9  # of the running statistics
-_SMALLEST = 1e-3  # lower limit of the mean magnitude, which is 0 if a neuron has equal products for all examples
-_TOGETHER = 1 << 15  # approximate limit of the weights in a slice of rows, and of the outputs that the slice computes
+_SMALLEST = 1e-3  # lower limit of a neuron's mean magnitude, which is 0 if its products are equal for all examples
+# A slice of rows contains at most about so many weights. Its number of rows times the batch size has the same limit.
+_TOGETHER = 1 << 15
 
 
 def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -146,7 +146,8 @@ def _best_k(numbers: _Array) -> tuple[int, int]:
     z = len(numbers)
     middle = min((int(numbers.sum()) // max(1, z)).bit_length(), LARGEST_K)
     best: tuple[float, int, int] = (math.inf, 0, 0)
-    # The bits before rounding rise in both directions from their minimum. Above `best`, no later k can be better.
+    # The bits before rounding to bytes rise in both directions from their minimum. Once they exceed `best`, no later k
+    # can be better.
     for ks in (range(middle, -1, -1), range(middle + 1, LARGEST_K + 1)):
         for k in ks:
             quotients = int((numbers >> k).sum()) + z

@@ -47,8 +47,8 @@ published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
 LEARNING_RATES = ("cosine", "hold", "published")
-# The default learning rate of the gains if AdamW trains the parameters off the sphere. SGD trains the gains. AdamW's
-# learning rates are too small for SGD.
+# The default of `gain_lr` with optimizer="adamw". SGD trains the gains also in this case, and the learning rates that
+# suit AdamW are too small for SGD.
 _GAIN_LR = 0.1
 THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 

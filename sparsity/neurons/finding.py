@@ -48,7 +48,7 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
     owners = _owners(model, layers)
     try:
         links = linked(deepcopy(model), set(owners.values()), example, forward)
-    except Exception as error:  # of any type, because `linked` runs the network's code and the library's
+    except Exception as error:  # of any type, because `linked` runs torch-pruning and the network's own code
         return _groups(model, layers, owners, Links({}), f"torch-pruning cannot trace the network: {_line(error)}")
     if links.blocks():
         _Trial(deepcopy(model), _groups(model, layers, owners, links), owners, example, forward).keep_what_changes(

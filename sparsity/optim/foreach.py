@@ -77,7 +77,7 @@ class ForeachStep:
         """
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:
-            state.pop("latent", None)  # belongs to the compiled step, and would be wrong after this one
+            state.pop("latent", None)  # a state of the compiled step, which would be wrong after this step
         v, grads = self._rows("v"), self._gradients()
         if group["gain"]:
             self._gain_gradients(grads, group["weight_decay"])
@@ -89,7 +89,8 @@ class ForeachStep:
             return next(param for param, rate in parts if not rate.isfinite().all())
         v.add_(d, self._rates)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the normalisation removes the factor
 
-        # With r = |v|^(q-2), v r is w before scaling, and |v|^q = v (v r). One power gives the norm and the weights.
+        # w is `unscaled` = v |v|^(q-2), scaled to norm 1. The norm needs the sum of |v|^q, which is the inner
+        # product of v and `unscaled`. So each weight needs only one power.
         unscaled = times_own_power(v, q - 2.0, self._b)
         v.products(unscaled, self._powers)
         powers = self._powers.flat.clamp_min_(_NO_NORM)

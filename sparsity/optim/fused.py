@@ -22,7 +22,7 @@ try:
 except ImportError:  # installed without a C compiler, or on another kind of processor
     kernel = None  # type: ignore[assignment]
 
-_FEW = 0.6  # the largest share of active weights that are updated one by one; with more, this saves no time
+_FEW = 0.6  # up to this share of active weights, a step updates only the active weights; above it, this saves no time
 
 
 def fits(tensor: Tensor) -> bool:
@@ -63,7 +63,7 @@ class FusedStep:
         self._mask = None if mask is None else self._matrix(mask.to(param.dtype))
         self._rows, self._fan_in = state["v"].shape
         self._places = self._starts = None
-        self._q: float | None = None  # the dual exponent of the state "latent"; None: not known yet
+        self._q: float | None = None  # the q with which the state "latent" was computed; None before the first step
         if self._mask is not None and self._mask.count_nonzero() <= _FEW * param.numel():
             rows, columns = self._mask.nonzero().unbind(1)
             self._places = columns.to(torch.int32)

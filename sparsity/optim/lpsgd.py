@@ -151,7 +151,8 @@ class LpSGD(torch.optim.Optimizer):
         state["v"] = to_dual(project(exact, group["p"]), group["p"])
         state["gain"] = norm.masked_fill_(norm == 0, _GAIN_OF_ZEROS if group["gain"] else 1.0)
         if orientation != STANDARD:
-            # The rows become a view of the parameter, so that no step copies them. With several `groups` they do not.
+            # The parameter becomes a view of the rows, so that no step copies them. With several `groups` in the
+            # orientation, such a view is not possible, and every step copies the rows.
             param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:

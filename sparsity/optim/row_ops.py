@@ -18,9 +18,10 @@ from torch import Tensor
 Number = float | Tensor
 """A number, or a 0-dimensional tensor on a GPU. The code never waits for the value of such a tensor."""
 
-# The smallest normal number. It keeps 1/largest finite. Smaller numbers may count as zero (torch.set_flush_denormal).
+# The smallest normal number of float32, whose inverse is finite. Smaller numbers may count as zero
+# (torch.set_flush_denormal).
 _TINY = 2.0**-126
-_HEADROOM = 20  # the limit of powers is this many binary digits above the smallest normal number
+_HEADROOM = 20  # the lower limit of the results of `power_` is 2^20 times the smallest normal number
 
 
 class Rows(NamedTuple):
@@ -120,7 +121,7 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
     inverse = out.flat.clamp_min_(_TINY).reciprocal_()
     scratch.scale_(out)
     power_(scratch.flat, q)
-    totals = scratch.totals()  # ||d/largest||_q^q in [1, n]; about 0 if d = 0
+    totals = scratch.totals()  # for each row, ||d/largest||_q^q, from 1 to the fan-in; about 0 if d = 0
     return inverse.mul_(totals.clamp_min_(1.0).pow_(-1 / q))
 
 

@@ -44,7 +44,7 @@ class DropGrow:
         return self.growth == "momentum"
 
     def due(self, step: int, total: int) -> bool:
-        # Not at the first step, because the magnitudes of untrained weights mean nothing.
+        # No update is due at the first step, because the magnitudes of untrained weights mean nothing.
         return step > 0 and is_due(step, total, self.fraction, self.interval)
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:

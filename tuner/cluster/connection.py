@@ -224,7 +224,9 @@ class PrivateRay:
         if not self._needed:
             return
         self.lost = True
-        if callable(signal.getsignal(signal.SIGTERM)):  # a real signal also wakes a sleeping thread
+        # Unlike `_thread.interrupt_main`, a signal also wakes a sleeping thread. Without a handler it would kill
+        # this process.
+        if callable(signal.getsignal(signal.SIGTERM)):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         if not self._heard.wait(_ANSWER_WITHIN):
             self._died()
@@ -235,7 +237,7 @@ class PrivateRay:
     def end(self) -> None:
         self._needed = False
         self.heard()
-        self._connected.close()  # in this thread: Ray ends a process whose other threads release its objects
+        self._connected.close()  # in this thread: if another thread releases Ray's objects, Ray ends this process
         self._ending = threading.Thread(target=self._processes.close, name="ray's end")
         self._ending.start()
 

@@ -77,7 +77,7 @@ def for_workers(
     arrays = shared_arrays(data)
     large = int(os.environ.get("TUNE_SPARSITY_LARGE_DATA") or LARGE)
     if config.address is None or sum(array.nbytes for array in tree_leaves(arrays)) <= large:
-        # The workers of a trial pass their arguments on. References are cheaper to pass on than arrays.
+        # The first worker of a trial sends the data to the other workers. References are cheaper to send than arrays.
         return arrays if config.workers_per_trial == 1 else NodeArrays({"": ray.put(arrays)})
     return loaded_by(nodes(), experiment, config.experiment, config.data_dir, checksum())
 

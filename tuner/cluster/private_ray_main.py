@@ -106,7 +106,7 @@ def _watch(ray: Started) -> None:
     os.close(sys.stdout.fileno())  # tells the driver that Ray is ending
     # Wait until the driver has disconnected. Otherwise the driver's last calls would wait a minute for the ended Ray.
     sys.stdin.read()
-    if alive:  # a graceful end would wait for the dead process
+    if alive:  # if a server has died, a graceful end would wait for it
         with contextlib.suppress(Exception):
             ray.end()
     end_all(psutil.Process().children(recursive=True))

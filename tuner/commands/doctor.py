@@ -73,7 +73,8 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
 def _own_ray(config: StudyConfig) -> Iterator[Finding]:
     from tune_sparsity.tuner.cluster.connection import connection
 
-    with connection(config.model_copy(update={"trials": os.cpu_count()}), ahead=True) as ray:  # uses the whole machine
+    # With one trial for each CPU, the number of trials does not limit the CPUs that the private Ray gets.
+    with connection(config.model_copy(update={"trials": os.cpu_count()}), ahead=True) as ray:
         ray.share(lambda: threading.active_count() == 1)
         ray.wait()
         yield private_ray(ray.plain)

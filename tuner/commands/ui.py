@@ -106,7 +106,7 @@ def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
             last line of the server's output.
     """
     place = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    # Without these variables, because they would make MLflow use another store.
+    # These variables are left out, because they would make MLflow use another store.
     environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")}
     # No study uses the server's jobs, which would start a dozen more processes.
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

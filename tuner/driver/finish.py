@@ -48,7 +48,7 @@ class Finished:
     outcome: StudyOutcome
     interrupted: bool
     out_of_time: bool
-    problems: list[str]  # a line for each part that MLflow did not get
+    problems: list[str]  # a line for each part of the study that is missing in MLflow
     failures: list[str]  # a line for each measurement, network or model that is missing
     ended: str  # a sentence that says why the search ended
     first_failure: str  # the reason why the first failed trial failed, or ""

@@ -32,7 +32,7 @@ from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import RESULT_JSON, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord
 
-_SHARES = (0.7, 0.5, 0.35, 0.2, 0.1, 0.0)  # of the removable multiply-adds, how much each smaller network keeps
+_SHARES = (0.7, 0.5, 0.35, 0.2, 0.1, 0.0)  # the share of the removable multiply-adds that each smaller network keeps
 _MARGIN = 0.95  # the allowed expected time, divided by the limit: with this margin, most networks meet the limit
 _SECONDS = 2.0  # the time to measure all networks of a curve together
 _LAST_SECONDS = 1.0  # the time to measure one network at the end of a study

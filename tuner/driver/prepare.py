@@ -57,9 +57,9 @@ class Prepared:
     size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
     warnings: tuple[Finding, ...] = ()  # what the checks found in a user's experiment
-    uses: Uses | None = None  # how often the network uses its weights for an example; None where that is not known
+    uses: Uses | None = None  # how often the network uses each weight for an example; None if this cannot be counted
     limit: ByteLimit | None = None  # the largest size of a network's packed file (--max-bytes)
-    latency: str = ""  # the multiply-adds that --max-latency allows, in words, where they were measured
+    latency: str = ""  # a line for the user about the measurement for --max-latency; "" if nothing was measured
 
     @property
     def epochs(self) -> int:
@@ -233,7 +233,7 @@ class _Network(NamedTuple):
     model: nn.Module
     layers: list[Layer]
     size: NetworkSize
-    neurons: NeuronGroups | None = None  # neurons that may be missing when a trial begins; None if none may be missing
+    neurons: NeuronGroups | None = None  # groups of neurons that a new trial may lack; None if it has all neurons
 
     def few_bits(self, config: StudyConfig) -> bool:
         """Return whether the default search spaces also contain weights with few bits. They do so if --max-bytes is
@@ -362,7 +362,8 @@ class _Sought(NamedTuple):
             most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
             goal, spaces = network.sought(config, experiment, most)
             return found._replace(goal=goal, spaces=spaces, latency=latency)
-        # Built-in spaces get the parameter `width` only after the neurons are known. So this space is the user's.
+        # A space that has the parameter `width` here is the user's. Built-in spaces get this parameter only later,
+        # after the neurons are known.
         asked = any(map(searches_width, self.spaces))
         network = network.with_fewer(config, self.experiment, data, asked=asked)
         if network.neurons is None:

@@ -112,7 +112,8 @@ def _torch_backward(
     """
     (grad_a, grad_s), (u, s, a, surrogate), (v, km, ks) = grads, saved, constants
     grad_currents = torch.empty_like(u)
-    # The next step's part of three gradients: of the trace, of the potential, and of the spike (through the reset).
+    # The parts of three gradients that come from step t + 1: with respect to the trace, to the potential, and (because
+    # of the reset) to the spike.
     ga = gu = gr = zero = torch.zeros_like(u[:, 0])
     sums = [zero, zero, zero]  # gradients of v, km and ks, for each example
     for t in reversed(range(u.shape[1])):
