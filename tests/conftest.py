@@ -25,7 +25,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    torch.set_flush_denormal(False)  # a worker's code that a test runs in this process leaves it on
+    torch.set_flush_denormal(False)  # worker code turns this setting on, and tests run such code in this process
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

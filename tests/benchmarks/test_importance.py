@@ -12,7 +12,7 @@ from benchmarks.curves.simulate import with_fixed
 from tune_sparsity.search_spaces import load_space
 
 A, B = 7.0, 0.1
-PARTS = {  # of the variance of Ishigami's function (Ishigami and Homma, 1990)
+PARTS = {  # the terms whose sum is the variance of Ishigami's function (Ishigami and Homma, 1990)
     ("x1",): (1 + B * math.pi**4 / 5) ** 2 / 2,
     ("x2",): A**2 / 8,
     ("x1", "x3"): B**2 * math.pi**8 * (1 / 18 - 1 / 50),

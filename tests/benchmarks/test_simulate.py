@@ -55,8 +55,8 @@ def test_the_surrogate_predicts_the_accuracies_of_the_table() -> None:
     held = found.held_out()
     assert held.rows == 360
     assert held.rank > 0.9
-    # Noise of 0.05 in the logarithm of an error is a deviation of 0.05 times the error. The errors of the better half
-    # are 2 % or somewhat more.
+    # `seeds` is the deviation of the accuracy between seeds in the better half of the trainings: 0.05 times the error,
+    # because the noise of the logarithm is 0.05. In this half, an error is about 1 - BEST or somewhat larger.
     assert 0.5 < held.seeds / (0.05 * (1 - BEST)) < 3
     assert held.rmse < 0.02
     assert found.epoch_seconds == 2.0
@@ -130,7 +130,7 @@ def test_a_search_that_knows_the_best_configurations_has_nearly_no_regret() -> N
     found = fronts.result_of("known", len(fronts.FRONT), 0, fronts.Searched(Best))
     assert max(found.regrets.values()) < 0.004
     worse = fronts.result_of("known", 3, 0, fronts.Searched(Best))
-    assert worse.regrets[0.9] == fronts.top("known", 0.9)  # its three trials are less sparse
+    assert worse.regrets[0.9] == fronts.top("known", 0.9)  # no trial reaches the sparsity 0.9
 
 
 def test_the_grid_is_even_in_the_logarithm_of_the_density() -> None:

@@ -27,7 +27,7 @@ def test_the_time_parts_of_each_compared_program_sum_to_its_wall_clock() -> None
     seconds = StudySeconds(total=40.0, startup=10.0, training=20.0, sampling=1.0, tracking=2.0, finishing=3.0).to_dict()
     shares = {"data": 0.1, "forward and backward": 0.5, "optimizer": 0.3, "topology": 0.02, "validation": 0.08}
     ours = our_split(seconds, wall=41.0, parts=shares)
-    # One second of the wall clock lies before the command's first look at a clock, or after its last one.
+    # The wall clock shows 41 s, the command's own clock 40 s. The difference counts as start-up.
     assert ours["start-up"] == 11.0
     for split, wall in ((user, 100.0), (ours, 41.0)):
         assert tuple(split) == PARTS

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 class Served:
     """MLflow's server over a study's store, as `tune-sparsity ui` started it."""
 
-    address: str  # of the parent run's page, as the command prints it
+    address: str  # the address of the parent run's page, as the command prints it
     host: str
     result: dict[str, Any]
     folder: Path

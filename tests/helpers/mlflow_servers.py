@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-PASSWORD = "not a secret"  # with a blank, as passwords may have
+PASSWORD = "not a secret"  # it contains blanks, because a password may contain them
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ from tests.helpers.s3_servers import credentials
 
 HEAD, WORKER = "10.201.7.1", "10.201.7.2"
 ADDRESS, CLIENT = f"{HEAD}:6379", f"ray://{HEAD}:10001"
-S3_PORT = 5000  # on the head's machine, where a test starts a server; both nodes know it
+S3_PORT = 5000  # the port of an S3 server that a test starts on the head node; both nodes use this server
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _NODE = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--log-color=false"]
 

@@ -190,7 +190,8 @@ def test_an_empty_store_in_place_of_a_lost_one_gets_the_complete_record(tmp_path
     one = InThread(lost, IDENTITY, folder)
     whole_study(one, folder)
     sent = folder / "tracking" / "sent.json"
-    sent.write_text(sent.read_text().replace(lost, uri))  # as if the new store had the address of the lost store
+    # sent.json now says that the record was sent to `uri`, where the store is empty.
+    sent.write_text(sent.read_text().replace(lost, uri))
     one._outbox.note("t0000", tags={"late": "yes"})
     delivered, missing = deliver(folder, uri)
     assert missing == ""
@@ -209,7 +210,7 @@ def test_a_postgresql_store_has_the_same_record_as_a_file(tmp_path: Path) -> Non
         assert (
             storage / "mlartifacts" / "tune-sparsity" / "digits" / one.run_id / "artifacts" / "pareto.csv"
         ).is_file()
-        # A second process goes on with the study, is cut off, and leaves no run running.
+        # A second process continues the study and dies. `end_abandoned` then ends the runs that it has left running.
         two = InThread(uri, IDENTITY, storage / "digits-90")
         two.start_study({}, {})
         two.start_trial(record(2))

@@ -189,7 +189,7 @@ def test_a_killed_study_resumes_with_only_the_files_of_the_store(bench: Bench) -
     assert process.poll() is None, process.communicate()[1]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1)  # its workers see that it is gone
+    time.sleep(1)  # meanwhile the workers notice that the command was killed
     kept = finished(study, bench.cwd / "kept.journal")
     assert kept, "no trial had arrived"
     shutil.rmtree(bench.cwd / "cache")

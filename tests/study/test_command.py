@@ -139,7 +139,7 @@ def test_the_default_study_writes_exactly_the_documented_files(digits_study: Ran
     assert result["mlflow"]["experiment_id"]
     rows = trials_of(folder)
     assert [int(row["number"]) for row in rows] == list(range(32))
-    # The last of the three first points has the p that theory suggests for the target.
+    # p is the exponent of lpss's norm. The third trial has the p that theory suggests for the target.
     assert float(rows[2]["p"]) == pytest.approx(1.104, abs=1e-3)
 
 

@@ -17,7 +17,7 @@ from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.results.export import SUFFIXES
 from tune_sparsity.tuner.tracking.pyfunc_model import load
 
-NO_KERNELS = ("bfloat16", "autocast", "half_words")  # onnxruntime has none for bfloat16 on a CPU
+NO_KERNELS = ("bfloat16", "autocast", "half_words")  # on a CPU, onnxruntime has no kernels for bfloat16
 FILES = {
     *("best/model.json", "best/model.safetensors", "epochs.csv", "optuna.journal", "pareto.csv", "pareto.html"),
     *("pictures.html", "result.json", "study.yaml", "trials.csv", "tracking/example.npy", "tracking/model/served.json"),

@@ -17,7 +17,7 @@ from tests.helpers.in_process import exported
 from tune_sparsity.tuner.cli import main
 
 DATA = ROOT / "tests" / "data"
-MODEL = DATA / "model_748a2fc"  # logged in MLflow, of an experiment of a user's own
+MODEL = DATA / "model_748a2fc"  # a model of a user's own experiment, as it was logged in MLflow
 STUDY = DATA / "study_748a2fc"  # interrupted after its first trial, in a folder called /earlier/studies
 
 LOAD = """

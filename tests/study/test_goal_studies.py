@@ -109,7 +109,7 @@ def test_a_front_study_ends_at_its_patience_and_resumes_with_a_larger_patience(
         assert zeros_in(folder) / WEIGHTS == one["sparsity"]
         assert described(folder)["metrics"]["test_accuracy"] == one["test_accuracy"]
 
-    # The study has ended for lack of gain, and its patience is the same: resume runs no trial.
+    # The study has ended because the last 4 trials brought no gain. Without a larger --patience, resume runs no trial.
     again = run_command(["resume", "front", "--json"], tmp_path)
     assert (again.code, len(trials_of(study))) == (0, len(rows)), again.stderr
     assert again.result()["front"] == result["front"]

@@ -102,7 +102,7 @@ def test_the_hypervolume_has_the_untrained_networks_error_as_reference(regressio
     assert (front["from"], front["to"]) == (0.3, 0.9)
     low, untrained = front["reference"]
     assert low == 0.3
-    # An untrained network predicts about the mean: its rmse is about the targets' standard deviation, 77.
+    # The outputs of an untrained network are near the targets' mean, so its rmse is near their standard deviation, 77.
     assert 70 < untrained < 90
     grid = [0.3 + 0.6 * (n + 0.5) / 3000 for n in range(3000)]
     found = [(one["sparsity"], one["val_rmse"]) for one in front["networks"]]
@@ -156,7 +156,7 @@ def test_reports_exports_and_resumes_know_the_metric(
     page = (studies / "patients" / "report.html").read_text()
     assert "diabetes: rmse from 30% to 90% sparsity" in page
     assert "validation rmse" in page
-    own = page[page.index("<main") :]  # behind plotly's source
+    own = page[page.index("<main") :]  # the part of the page after plotly's source code
     assert "accura" not in own
     changed = tmp_path / "judged.py"
     changed.write_text(file.read_text().replace('Metric("rmse", rmse, maximize=False)', 'Metric("gain", rmse)'))

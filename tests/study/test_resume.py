@@ -96,8 +96,8 @@ def test_a_killed_and_resumed_study_has_the_record_of_an_uninterrupted_one(
     while (asked := broken.ask()) is not None and asked.number < trial:
         finish(broken, asked.number)
     assert asked is not None
-    train(broken, trial, 1, epoch)  # then the process dies, with a checkpoint after `kept` epochs
-    kept = min(kept, broken.records[trial].epochs)  # early stopping may have been quicker
+    train(broken, trial, 1, epoch)  # the process is now killed; its last checkpoint has `kept` epochs
+    kept = min(kept, broken.records[trial].epochs)  # the trial may have been stopped early, after fewer epochs
     resumed = study_in(tmp_path / "broken", sampler=sampler)
     assert resumed.ask() == asked
     finish(resumed, trial, max(kept, 1), kept)
@@ -266,7 +266,7 @@ ENDS = [
     ([signal.SIGTERM], 130),
     ([signal.SIGINT, signal.SIGINT], 130),
     ([signal.SIGKILL], -signal.SIGKILL),
-    ([], 1),  # no signal: Ray itself dies, as for lack of memory
+    ([], 1),  # no signal to the command: Ray is killed instead
 ]
 
 

@@ -39,7 +39,7 @@ def test_the_ensemble_is_reported_and_does_not_enlarge_the_exported_file(
     assert names == {f"net.{layer}.{kind}.spread" for layer in (0, 2) for kind in ("weight", "bias")}
     assert set(names).isdisjoint(split_masks(stored)[0])
     for name in ("net.0.weight", "net.2.weight"):
-        assert ((stored[f"{name}.spread"] == 0) >= (stored[name] == 0)).all()  # what is masked does not move
+        assert ((stored[f"{name}.spread"] == 0) >= (stored[name] == 0)).all()  # the spread of a masked weight is 0
     document = exported(tmp_path / "studies", "e", "packed", capsys)
     assert document["bytes"] == best["size_bytes"]
 

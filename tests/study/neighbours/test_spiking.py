@@ -28,7 +28,8 @@ def test_trials_csv_has_fewer_synaptic_operations_than_multiply_adds(study: Path
     rows = {row["method"]: row for row in trials_of(study)}
     assert rows.keys() == {"gmp", "dense"}
     for row in rows.values():
-        assert int(row["macs"]) == 8 * int(row["nonzero_weights"])  # each weight once a step
+        # A sequence has 8 steps, and each step uses each weight once.
+        assert int(row["macs"]) == 8 * int(row["nonzero_weights"])
         assert 0 < int(row["syn_ops"]) < int(row["macs"])
     assert int(rows["gmp"]["syn_ops"]) < int(rows["dense"]["syn_ops"])
 

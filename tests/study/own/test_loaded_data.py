@@ -168,7 +168,7 @@ mapped = Experiment("mapped", load, Watched, Recipe(epochs=1, batch_size=64))
 def test_a_file_larger_than_memory_stays_on_the_disk(workers: int, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MAPPED.replace("WORKERS", str(workers)))
     with (tmp_path / "images").open("wb") as file:
-        file.truncate(4 << 30)  # takes no room
+        file.truncate(4 << 30)  # the file is sparse: it takes no space on the disk
     options = ["--target", "0.5", "--trials", "2", "--json", "--experiment", f"{tmp_path / 'own.py'}:mapped"]
     ran = run_command([*options, "--data-dir", str(tmp_path)], tmp_path)
     assert ran.code == 0, ran.stderr

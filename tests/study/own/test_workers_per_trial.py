@@ -110,7 +110,8 @@ def test_a_study_with_two_workers_per_trial_writes_the_same_files_as_with_one(
     assert best["sparsity"] >= 0.5
     assert best["test_accuracy"] == pytest.approx(alone["best"]["test_accuracy"], abs=0.02)
     assert len(trials(own, "both")) == 4
-    # Two processes trained all trials and the final seed. Each may have had rank 1: its line then ends with 1.
+    # The same two processes trained all trials and the final seed. The line of a process with rank 1 ends with 1, and
+    # each of the two may have had rank 1 in some of the trainings.
     assert len({line for line in lines if line.endswith(" 1")}) <= 2, lines
 
 

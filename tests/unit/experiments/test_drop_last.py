@@ -25,7 +25,7 @@ def test_drop_last_leaves_out_changing_examples_and_resumes_bit_for_bit(model: A
         seen.append(targets.tolist())
         return F.cross_entropy(outputs, targets % 3)
 
-    data = small_data(97)  # one more than six batches
+    data = small_data(97)  # six batches of 16 examples, and one more example
     train = Split(data.train.x, torch.arange(97))
     which = replace(experiment(model, loss=loss), recipe=Recipe(3, 16, drop_last=True))
 

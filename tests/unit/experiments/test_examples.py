@@ -115,7 +115,7 @@ def test_an_iterable_data_set_gets_the_epoch_and_stops_at_its_last_batch() -> No
     data = Numbered(10, given=30)
     batches = list(Loaded(data).shuffled(4, Generator(), count=10, epoch=3))
     assert data.epochs == [3]
-    assert torch.cat([batch.x[:, 0] for batch in batches]).tolist() == list(range(12))  # three batches
+    assert torch.cat([batch.x[:, 0] for batch in batches]).tolist() == list(range(12))  # three batches of 4 examples
 
 
 def test_a_training_with_fewer_batches_than_announced_ends_on_the_exact_target() -> None:

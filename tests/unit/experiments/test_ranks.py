@@ -20,7 +20,9 @@ from tune_sparsity.experiments.ranks import ONE_RANK, Disconnected, OneRank, Ran
 from tune_sparsity.experiments.training import Training
 
 SIZE = 2
-EXAMPLES = 99  # the last batch of 16 has three, too few to be divided; batches of 15 are divided unequally
+# With the batch size 16, the last batch has 3 examples: too few to divide it between two ranks. With the batch size 15,
+# the ranks get 7 and 8 examples.
+EXAMPLES = 99
 PARAMS: dict[str, dict[str, Any]] = {
     "lpss": {"final_sparsity": 0.9, "p": 1.3, "threshold_interval": 3},
     "rigl": {"final_sparsity": 0.8},

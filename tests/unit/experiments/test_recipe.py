@@ -50,7 +50,7 @@ def test_accumulated_batches_are_one_large_batch(method: str) -> None:
 
 def test_the_remaining_batches_of_an_epoch_form_a_step_of_their_own() -> None:
     steps: list[Tensor] = []
-    trained = training(batch_size=8, accumulate=4, data=split(44))  # batches of 8, 8, 8, 8 and 8, 4
+    trained = training(batch_size=8, accumulate=4, data=split(44))  # two steps: batches of 8, 8, 8, 8 and of 8, 4
     step = trained.sparse.quick_step
     trained.sparse.quick_step = lambda: (steps.append(trained.model[0].weight.grad.clone()), step())[1]  # type: ignore
     fresh = copy.deepcopy(trained.model)

@@ -35,7 +35,9 @@ def test_train_bytes_are_equal_in_each_epoch_and_each_training(method: str) -> N
     one = training(method)
     found = [one.epoch()["train_bytes"] for _ in range(2)]
     assert found[0] == found[1] == training(method).epoch()["train_bytes"]
-    least = {"binary": 4}.get(method, 12)  # a weight's bytes: itself, momentum, and a gradient that outlives its layer
+    # The weight, its momentum and its gradient take 4 bytes each. Binary training keeps a weight and its momentum in
+    # float16, and releases a gradient as soon as the weight is updated.
+    least = {"binary": 4}.get(method, 12)
     assert found[0] > least * WEIGHTS
 
 
@@ -47,7 +49,7 @@ def test_a_binary_step_takes_less_memory_than_a_dense_adamw_step() -> None:
 def test_momentum_adds_its_buffers_and_the_direction_of_one_layer() -> None:
     plain, with_momentum = (training("dense", momentum=m).epoch()["train_bytes"] for m in (0.0, 0.9))
     biases = sum(SIZES[1:])
-    of_one_layer = 300 * 300  # Nesterov's direction, beside the momentum
+    of_one_layer = 300 * 300  # Nesterov momentum computes a temporary direction, here for the largest layer
     assert with_momentum - plain == 4 * (WEIGHTS + biases + of_one_layer)
 
 

@@ -48,7 +48,7 @@ def test_every_epoch_of_the_tail_measures_the_average(model: Any) -> None:
         measured = training.epoch()
         average = training.sparse.average
         assert average is not None
-        if epoch < 7:  # the mask is fixed at .7
+        if epoch < 7:  # the mask is fixed after 7 of the 10 epochs
             assert "val_accuracy_last" not in measured
             continue
         if epoch == 7:

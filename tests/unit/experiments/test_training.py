@@ -288,7 +288,8 @@ def test_augmentation_precedes_prepare_and_changes_only_training_batches() -> No
     training.epoch()
     assert [len(x) for x in augment.seen] == [16] * 6 + [4]
     given = torch.cat(augment.seen)
-    assert sorted(given[:, 0].tolist()) == sorted(data.train.x[:, 0].tolist())  # `prepare` was not applied before
+    # `prepare` has not been applied to the inputs of the augmentation.
+    assert sorted(given[:, 0].tolist()) == sorted(data.train.x[:, 0].tolist())
     shift = torch.cat([x for training, x in taken if training]) / 10 - given
     assert shift.min() > -1e-5
     assert shift.max() < 1 + 1e-5
@@ -344,7 +345,7 @@ def test_resumed_augmentation_equals_an_unbroken_one(done: int) -> None:
     assert torch.equal(resumed.train_split.x, images().x)
 
 
-# ---- whole
+# ---- whole trainings
 
 
 def test_an_experiment_says_which_layers_are_pruned_and_how_long_the_training_is() -> None:

@@ -97,7 +97,8 @@ def test_computed_weights_stay_dense_and_are_reported_as_left_dense(computed: Ca
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for rules in (LayerRules(dense=("0.weight",)), LayerRules(off_sphere=("0.*", "2.*"))):
         assert [layer.name for layer in prunable_layers(model, rules)] == ["1.weight", "2.weight"]
-    for layer in (model[0], computed(nn.Linear(4, 2))):  # a computed weight still counts as the last layer
+    # A layer with a computed weight also counts as the last layer, so the layer before it is on the sphere.
+    for layer in (model[0], computed(nn.Linear(4, 2))):
         assert on_sphere(nn.Sequential(nn.Linear(3, 4), layer)) == {"0.weight": True}
 
 
@@ -253,7 +254,7 @@ def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
         sparse.zero_grad()
         nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()
         sparse.step()
-    assert sparse.zeros() == (0 if name == "dense" else 16, 32)  # 4 x 5 and 6 x 2
+    assert sparse.zeros() == (0 if name == "dense" else 16, 32)  # the pruned layers have 4 x 5 + 6 x 2 = 32 weights
     assert list(sparse.by_layer()) == ["0.weight", "4.weight"]
     assert bool((model[2].weight != 0).all())
 
@@ -264,7 +265,7 @@ def test_dead_neurons_are_counted_along_the_output_channels_of_each_layer_class(
     masks = [torch.ones_like(layer.weight) for layer in layers]
     assert dead_neurons(layers, masks) == {}
     masks[0][1:3] = 0
-    masks[1][2:, 1] = 0  # of the second group, the second output
+    masks[1][2:, 1] = 0  # the second output channel of the second group
     masks[1][0] = 0  # an input without connections does not count as a dead neuron
     masks[2][0, 1:] = 0
     assert dead_neurons(layers, [mask.bool() for mask in masks]) == {"0.weight": (2, 4), "1.weight": (1, 6)}

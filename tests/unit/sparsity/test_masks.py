@@ -33,7 +33,7 @@ def tensors(scores: list[list[float]]) -> list[Tensor]:
         (0.55, 100, 55),  # in floating point, 0.55 * 100 is 55.00000000000001
         (0.98, 266200, 260876),
         (0.95, 266200, 252890),
-        (0.99, 101, 100),  # 99.99 zeros would be enough: 99 are not
+        (0.99, 101, 100),  # the sparsity needs 0.99 * 101 = 99.99 zeros, so 99 are too few
         (0.5, 3, 2),
         (0.0, 17, 0),
         (1.0, 17, 17),

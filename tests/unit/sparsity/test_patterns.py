@@ -121,7 +121,7 @@ def test_every_row_of_blocks_keeps_a_block_if_enough_weights_are_kept() -> None:
     (mask,) = selection([log], [False], 0.6)
     assert mask.sum() == 12
     assert mask.sum(1).tolist() == [2, 2, 2, 2, 2, 2]
-    (mask,) = selection([log], [False], 0.77)  # not enough for a block in each row of blocks
+    (mask,) = selection([log], [False], 0.77)  # too few weights for one block in each row of blocks
     assert mask.sum(1).tolist() == [4, 4, 0, 0, 0, 0]
 
 

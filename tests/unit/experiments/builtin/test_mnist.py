@@ -79,7 +79,7 @@ def test_files_with_too_many_bytes_are_refused(array: np.ndarray, more: bytes) -
 
 
 @given(st.binary(max_size=200), st.booleans())
-@example(b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), False)  # no bytes, and too many columns
+@example(b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), False)  # 0 images, each too large for numpy
 @example(b"\0\0\x08\x46" + struct.pack(">70I", *[1] * 70) + b"x", False)  # more dimensions than numpy has
 @example(b"\0\0\x08\x02" + struct.pack(">2I", 2**31, 2**31), False)
 def test_garbage_is_refused_or_is_an_idx_file(raw: bytes, prefixed: bool) -> None:
@@ -219,7 +219,7 @@ def test_files_of_another_shape_are_refused(linked: Path, shape: tuple[int, ...]
 
 # ---- the real data
 
-COUNTS = {  # of the classes in the whole training set
+COUNTS = {  # the number of examples of each class in the whole training set
     "MNIST": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
     "FashionMNIST": [6000] * 10,
 }
@@ -247,7 +247,7 @@ def test_the_real_data_have_the_published_sizes_and_statistics(real: tuple[str, 
     together = torch.bincount(data.train.y) + torch.bincount(data.val.y)
     assert together.tolist() == COUNTS[name]
     assert torch.bincount(data.test.y).tolist() == TEST_COUNTS[name]
-    assert torch.bincount(data.val.y).min() > 350  # random, so every class is there
+    assert torch.bincount(data.val.y).min() > 350  # the examples are drawn at random, so every class has some
     assert data.train.x.dtype == torch.float32
     assert data.train.y.dtype == torch.int64
     assert data.train.x.double().mean().item() == pytest.approx(0.0, abs=1e-4)

@@ -25,7 +25,7 @@ def check(ours: Data, flat: Data, steps: int, examples: int, features: Callable[
         for t in range(steps):
             assert torch.equal(one.x[:, t], features(other.x[:most].view(len(one.x), steps, -1)[:, t]))
         assert one.x.is_contiguous()
-        assert one.x.untyped_storage().nbytes() == one.x.numel() * 4  # and nothing of what was left out
+        assert one.x.untyped_storage().nbytes() == one.x.numel() * 4  # no memory for examples that were left out
 
 
 def test_digits_come_row_by_row() -> None:

@@ -49,7 +49,7 @@ def test_training_images_have_the_labels_of_their_folders(folder: Path) -> None:
     x = read_images(files)
     assert (x.dtype, tuple(x.shape)) == (torch.uint8, (12, 3, 64, 64))
     expected = [60 * kind + 10 * k for kind in range(3) for k in range(4)]
-    assert np.allclose(x[:, 0].float().mean((1, 2)).numpy(), expected, atol=3)  # JPEG keeps colours nearly
+    assert np.allclose(x[:, 0].float().mean((1, 2)).numpy(), expected, atol=3)  # JPEG changes colours slightly
     assert np.allclose(x[:, 2].float().mean((1, 2)).numpy(), [255 - shade for shade in expected], atol=3)
 
 

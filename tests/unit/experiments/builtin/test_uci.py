@@ -34,7 +34,7 @@ LOADERS: dict[str, Callable[[Path | None], Data]] = {
     "climate": load_climate,
 }
 SIZES = {"dna": (1700, 300, 1186), "mushroom": (5713, 800, 1611), "climate": (320, 80, 140)}
-COUNTS = {  # classes of train and val together, and of test
+COUNTS = {  # the number of examples of each class: in train and val together, then in test
     "dna": ([464, 485, 1051], [303, 280, 603]),
     "mushroom": ([3373, 3140], [835, 776]),
     "climate": ([35, 365], [11, 129]),

@@ -312,7 +312,8 @@ def test_each_suspect_experiment_gets_a_warning(name: str) -> None:
 
 def test_every_check_has_a_broken_or_a_suspect_experiment() -> None:
     caught = {check for _, check, _ in (*BROKEN.values(), *SUSPECT.values())}
-    in_a_file = {"files"}  # works only on experiments from a file; the tests of the command `check` cover it
+    # The check "files" needs an experiment from a file. The tests of the command `check` cover this check.
+    in_a_file = {"files"}
     assert caught | in_a_file == {check.name for check in CHECKS}
 
 

@@ -102,7 +102,7 @@ def test_all_windows_flips_and_holes_occur_equally_often() -> None:
     assert (mirrored == 7).double().mean().item() == pytest.approx(0.5, abs=0.02)
     holes = (Augmentation(0, False, 6)(place, seeded()) == 0).flatten(1)
     assert (holes.sum(1) == 36).all()
-    assert len(holes.unique(dim=0)) == 4  # corners 0 and 1, in either direction
+    assert len(holes.unique(dim=0)) == 4  # the upper left corner is at 0 or 1 in each of the two directions
 
 
 def test_order_is_crop_flip_cutout() -> None:

@@ -88,7 +88,7 @@ def test_a_small_matrix_is_stored_dense_or_with_rice_codes_by_its_density() -> N
 @pytest.mark.parametrize(
     ("used", "most"),
     [
-        (range(500), 1),  # all
+        (range(500), 1),  # all 500 rows are used
         # A byte for the number of runs, a byte for the two Rice parameters k, then two quotients and two remainders.
         (range(32), 6),
         (range(100, 356), 6),

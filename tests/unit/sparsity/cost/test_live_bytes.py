@@ -50,5 +50,6 @@ def test_the_tensors_of_a_backward_pass_are_counted() -> None:
         assert layer.weight.grad is not None
         # The network, the batch and the gradient stay.
         assert live.now == 4 * (2 * 50 * 40 + 30 * 50)
-        # The output is retained when its square is taken; then there are two gradients of its size.
+        # The backward pass of square() needs the output and at least two more tensors of its size. At this time, the
+        # weight has no gradient yet.
         assert live.peak >= live.now + 4 * 30 * 40

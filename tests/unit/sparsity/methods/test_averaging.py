@@ -139,7 +139,7 @@ def test_the_final_weights_equal_torchs_averaged_model_and_keep_the_masks(name: 
             oracle.update_parameters(model)
     assert 0 < oracle.n_averaged == sparse.average.samples - 1 <= (STEPS * (1 - how.begin) + 1) / how.every
     end = {param: value.clone() for param, value in model.named_parameters()}
-    with sparse.average.swapped():  # the weights of the last step
+    with sparse.average.swapped():  # here the model has the weights of the last step, which are not averaged
         oracle.update_parameters(model)
         assert not same(dict(model.named_parameters()), end)
     for param, value in oracle.module.named_parameters():

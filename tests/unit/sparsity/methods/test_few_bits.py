@@ -120,7 +120,7 @@ def test_biases_of_rows_without_a_weight_are_zero_and_no_other_is(name: str) -> 
     train(model, sparse, 55, STEPS)
     for layer in range(2):
         assert torch.equal(model[2 * layer].bias != 0, (model[2 * layer].weight != 0).any(1))
-    # Biases of the last layer are never set to zero, because they are outputs of the network, also without any weight.
+    # A bias of the last layer is never set to zero: it changes an output, also if its neuron has no weights.
     assert (model[4].bias != before).all()
 
     names, state = {"0.weight", "2.weight", "4.weight"}, model.state_dict()
@@ -296,7 +296,8 @@ def test_a_weight_is_its_code_times_the_scale_of_its_row() -> None:
 def test_codes_and_scales_are_found_from_the_weights_only(bits: int) -> None:
     torch.manual_seed(0)
     codes = torch.randint(-largest_code(bits), largest_code(bits) + 1, (60, 7, 3)) * (torch.rand(60, 7, 3) < 0.3)
-    codes[5], codes[6] = 0, 2 * codes[7].sign()  # a row without weights, and one whose codes have a divisor
+    # Row 5 has no weights. All codes of row 6 are multiples of 2.
+    codes[5], codes[6] = 0, 2 * codes[7].sign()
     scales = (10 ** torch.linspace(-6, 4, 60)).half()
     weight = Codes(codes.to(torch.int8), scales, bits).weight()
     found = codes_of(weight, bits)

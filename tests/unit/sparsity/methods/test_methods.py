@@ -232,7 +232,7 @@ def test_state_holds_masks_schedule_and_controller(name: str) -> None:
     early, late = (torch.load(io.BytesIO(unbroken(name)[k]), weights_only=True)["sparse"] for k in (1, STEPS - 1))
     assert (early["steps"], late["steps"]) == (1, STEPS - 1)
     assert same(early["masks"], late["masks"]) == (name in STILL), f"{name}: {MOVES}"
-    assert same(early["optimizer"]["param_groups"], late["optimizer"]["param_groups"]) is False  # the learning rates
+    assert same(early["optimizer"]["param_groups"], late["optimizer"]["param_groups"]) is False  # learning rates differ
 
 
 @pytest.mark.parametrize("stop", [0, 20, 70])

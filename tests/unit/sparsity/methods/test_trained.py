@@ -136,7 +136,7 @@ def test_masks_moved_before_a_step_do_not_move_again_in_this_step() -> None:
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.float32),
         (torch.float16, torch.float32),
-        (torch.float64, torch.float64),  # in float32 the first step would cost the weights half of their digits
+        (torch.float64, torch.float64),  # in float32 the weights would lose half of their digits in the first step
     ],
 )
 def test_v_and_gain_have_at_least_float32_and_no_weight_changes_at_the_start(

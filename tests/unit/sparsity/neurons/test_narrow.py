@@ -116,7 +116,8 @@ def test_a_trained_network_keeps_its_most_important_neurons() -> None:
         first, second = model.get_parameter("0.weight"), model.get_parameter("2.weight")
         first[important] *= 10
         second[:, important] *= 10
-    sparse = begun("lpss", model, rules, final_sparsity=0.5, width=0.4, trained=True)  # 30^.4 = 3.9
+    # The first layer begins with 30^0.4 = 3.9 of its 30 neurons, rounded to 4.
+    sparse = begun("lpss", model, rules, final_sparsity=0.5, width=0.4, trained=True)
     assert sparse.masks[0].any(1).nonzero().flatten().tolist() == important
 
 

@@ -21,9 +21,9 @@ from tune_sparsity.sparsity.sphere import row_norm
 pytest.importorskip("torch_pruning")
 
 
-@pytest.mark.parametrize(
-    "share", [0.2, 0.8]
-)  # share of masked weights in the other rows: if it is large, compiled code updates only the active weights
+# Row 2 is masked as a whole. In the other rows, `share` is the share of masked weights. If it is large, compiled code
+# updates only the active weights.
+@pytest.mark.parametrize("share", [0.2, 0.8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gain", [False, True])
 def test_a_masked_row_keeps_v_and_gain_and_trains_again_when_unmasked(

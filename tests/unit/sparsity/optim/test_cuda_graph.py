@@ -126,7 +126,7 @@ def test_the_number_arrangement_changes_when_the_optimizers_tensors_change() -> 
         optimizer.step()
 
     assert after(lambda: optimizer.set_masks(masks))
-    assert after(step)  # makes the blocks
+    assert after(step)  # the first step creates the ForeachStep object
     assert not after(step)
     (block,) = optimizer._blocks[id(optimizer.param_groups[0])][1]
     assert isinstance(block, ForeachStep)

@@ -226,7 +226,7 @@ def test_copying_and_loading_keep_the_state_of_each_parameter(foreach: bool) -> 
     with torch.no_grad():
         for param, weight in zip(params, weights, strict=True):
             param.copy_(weight)
-    optimizer.load_state_dict(saved)  # into the optimizer whose blocks are made
+    optimizer.load_state_dict(saved)  # this optimizer has already made steps
     for index, param in enumerate(params):
         for key, value in saved["state"][index].items():
             assert torch.equal(optimizer.state[param][key], value)
@@ -255,7 +255,7 @@ class Count(TorchDispatchMode):
 def test_more_layers_with_the_same_fan_ins_need_no_more_operations() -> None:
     counts = []
     for repeats in (1, 8):
-        # Contiguous parameters: others are copied one by one when the gradients are gathered.
+        # The gradient of a parameter that is not contiguous would need one more operation.
         params = [nn.Parameter(param.detach().contiguous()) for _ in range(repeats) for param in network()]
         optimizer = LpSGD(params, 0.1, p=1.3, gain=True, foreach=True)
         steps(optimizer, params, 0, 2)
@@ -318,7 +318,8 @@ def test_rows_without_a_gradient_stay_if_denormals_are_flushed_to_zero(p: float)
     before = param.detach().clone()
     param.grad = normal(1, 4, 30).float()
     param.grad[1] = 0
-    # Workers set this. A lower limit below the smallest normal number, such as 1e-38, would then count as zero.
+    # Workers flush denormal numbers to zero. If the step clamped numbers to a denormal lower limit, such as 1e-38, this
+    # limit would count as zero.
     torch.set_flush_denormal(True)
     try:
         optimizer.step()

@@ -171,7 +171,8 @@ def test_a_linear_loss_reaches_its_minimum_on_the_sphere(p: float, momentum: flo
 
 @pytest.mark.parametrize("p", [1.02, 1.07, 2.0])
 def test_a_gradient_parallel_to_the_dual_image_changes_no_weight(p: float) -> None:
-    # d = ||d||_q v gives v <- (1 - 2 lr) v, the smallest norm there can be before it is set to 1 again.
+    # With the gradient d = ||d||_q v, a step computes v <- (1 - 2 lr) v. No other gradient makes the norm of v smaller.
+    # Then v is normalised.
     param = nn.Parameter(normal(0, 3, 40, dtype=torch.float32))
     optimizer = LpSGD([param], LR_MAX, p=p, momentum=0.0)
     before = param.detach().clone()

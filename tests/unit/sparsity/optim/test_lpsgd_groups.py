@@ -81,7 +81,7 @@ def test_gains_are_constant_unless_they_are_trained(momentum: float, foreach: bo
         assert torch.allclose(param, optimizer.gain(param) * optimizer.sphere_weights(param), rtol=1e-3, atol=1e-6)
         assert bool((optimizer.gain(param) == start).all()) != gain
         ends.append(optimizer.sphere_weights(param))
-    assert torch.allclose(*ends, rtol=1e-4, atol=1e-7)  # gains are no part of what happens on the sphere
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-7)  # the weights on the sphere do not depend on the gains
 
 
 @pytest.mark.parametrize(("masked", "decay"), [(False, 0.0), (True, 0.0), (True, 0.3)])
@@ -112,7 +112,7 @@ def test_the_gradient_of_the_gains_equals_finite_differences(masked: bool, decay
 
 
 def test_gain_takes_momentum_like_sgd() -> None:
-    # With all mass on one weight that the gradient holds in place, d loss / d gain is the constant -1.
+    # The row has one nonzero weight, which stays 1 on the sphere. Therefore d loss / d gain is the constant -1.
     param = nn.Parameter(torch.tensor([[1.0, 0.0]]))
     optimizer = LpSGD([param], 0.1, p=2.0, gain=True, gain_lr=0.01)
     other = nn.Parameter(torch.tensor([1.0]))

@@ -26,7 +26,8 @@ def test_the_powers_equal_float64_powers_up_to_rounding(exponent: float, seed: i
     power = power_(x.clone(), exponent).double()
     digits = 106 if dtype == torch.float32 else 1002
     exact = x.double() ** exponent
-    # The power is 2 to a rounded exponent of magnitude up to `digits`. The relative error is up to `digits` roundings.
+    # The power is computed as 2^e with |e| <= `digits`. The rounding error of e is up to `digits` eps, and becomes a
+    # relative error of the power.
     rtol = (digits + 10) * torch.finfo(dtype).eps
     assert torch.allclose(power, exact.clamp_min(2.0**-digits), rtol=rtol, atol=0)
 
