@@ -43,13 +43,13 @@ def test_the_points_fill_the_space_evenly() -> None:
     assert [sum(one["drop"] == choice for one in points) for choice in choices.choices] == [128, 128]
 
 
-def test_a_point_does_not_depend_on_how_many_are_drawn() -> None:
+def test_a_point_does_not_depend_on_the_other_drawn_points() -> None:
     early = [point("gmp", index) for index in range(8)]
     point("gmp", 3000)
     assert [point("gmp", index) for index in range(8)] == early
 
 
-def test_a_table_file_is_only_appended_to_and_a_cut_last_part_is_ignored(tmp_path: Path) -> None:
+def test_rows_are_appended_to_a_table_file_and_an_incomplete_end_is_ignored(tmp_path: Path) -> None:
     table = Table("digits", "lpss", tmp_path)
     assert table.rows() == []
     rows = [replace(ROW, index=index) for index in range(5)]
@@ -67,7 +67,7 @@ def test_a_table_file_is_only_appended_to_and_a_cut_last_part_is_ignored(tmp_pat
     assert table.path.read_bytes() == whole
 
 
-def test_wanted_skips_the_trainings_that_are_in_the_table(tmp_path: Path) -> None:
+def test_trainings_that_the_table_contains_are_not_listed_as_missing(tmp_path: Path) -> None:
     table = Table("digits", "lpss", tmp_path)
     todo = list(wanted(table, SEVERAL + 1))
     assert len(todo) == len(set(todo)) == SEVERAL + 1 + 2 * (SEEDS - 1)

@@ -23,7 +23,7 @@ def test_an_in_process_study_trains_all_its_trials_to_the_target_sparsity() -> N
     assert all(trial.metrics["sparsity"] >= 0.9 and "averaging" in trial.params for trial in trials)
 
 
-def test_each_method_is_searched_with_sgd_and_adamw_and_dense_only_at_target_0() -> None:
+def test_the_target_of_dense_is_0_and_each_method_gets_sgd_and_adamw() -> None:
     found = list(cells([OURS, "gmp", DENSE], [0.9, 0.98]))
     assert found == [(OURS, 0.9), ("gmp", 0.9), (OURS, 0.98), ("gmp", 0.98), (DENSE, 0.0)]
     spaces = [job["space"] for job in searches({}, "gmp", 0.9)]

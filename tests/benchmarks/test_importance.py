@@ -39,7 +39,7 @@ def test_the_variance_shares_of_the_parameters_equal_their_closed_form() -> None
     assert found.pairs == pytest.approx(pairs, abs=0.05)
 
 
-def test_held_is_negative_for_the_best_value_and_positive_for_another_value() -> None:
+def test_fixing_a_parameter_gains_accuracy_only_at_the_best_value() -> None:
     points = [{"x": x} for x in np.linspace(0, 1, 640)]
     assert held(lambda some: np.array([point["x"] for point in some]), points, "x", 1.0) < 0
     assert held(lambda some: np.array([point["x"] for point in some]), points, "x", 0.5) == pytest.approx(
@@ -47,7 +47,7 @@ def test_held_is_negative_for_the_best_value_and_positive_for_another_value() ->
     )
 
 
-def test_a_branch_has_its_own_parameters() -> None:
+def test_configurations_with_drop_threshold_have_four_more_parameters() -> None:
     space = load_space("lpss", 0.9)
     (ramp,) = drawn(space, {"drop": "ramp"}, 1, 0, uniform=False)
     (threshold,) = drawn(space, {"drop": "threshold"}, 1, 0, uniform=True)
@@ -55,7 +55,7 @@ def test_a_branch_has_its_own_parameters() -> None:
     assert ramp.keys() < threshold.keys()
 
 
-def test_with_fixed_removes_the_fixed_parameters_and_the_other_branches() -> None:
+def test_fixed_and_inapplicable_parameters_are_removed_from_a_space() -> None:
     space = with_fixed(load_space("lpss", 0.9), ("momentum",), drop="ramp")
     assert space.fixed["drop"] == "ramp"
     assert space.fixed["momentum"] == 0.9

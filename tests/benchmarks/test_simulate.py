@@ -68,7 +68,7 @@ def test_the_surrogate_predicts_the_accuracies_of_the_table() -> None:
     assert np.log(1 - curves[:, -1]).mean() == pytest.approx(np.log(1 - mean[-1]), abs=0.1)
 
 
-def test_logarithms_of_errors_and_accuracies_are_inverse() -> None:
+def test_accuracies_are_recovered_from_the_logarithms_of_errors() -> None:
     rows = [row(index, 0) for index in range(20)]
     assert accuracies(log_errors(rows, EPOCHS)) == pytest.approx(np.array([one.at_target for one in rows]), abs=1e-12)
     (diverged,) = log_errors([Row(0, 0, {}, [0.5], None, None, 1.0)], 3)

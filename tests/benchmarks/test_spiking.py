@@ -9,7 +9,7 @@ from tune_sparsity.experiments.spiking import SpikingNetwork
 from tune_sparsity.sparsity import network_size
 
 
-def test_full_recurrence_on_the_diagonal_is_self_recurrence() -> None:
+def test_a_diagonal_recurrent_matrix_computes_the_same_as_self_recurrence() -> None:
     torch.manual_seed(0)
     sizes = (4, 9, 7, 3)
     full, own = FullNetwork(sizes), SpikingNetwork(sizes, skip=False)
@@ -26,7 +26,7 @@ def test_full_recurrence_on_the_diagonal_is_self_recurrence() -> None:
     assert [len(found) for _, found in full.readers()] == [2, 2]
 
 
-def test_networks_are_compared_at_equal_weights() -> None:
+def test_networks_are_compared_at_equal_numbers_of_weights() -> None:
     for name, sizes in SIZES.items():
         weights = {
             kind: network_size(network(kind, sizes)).prunable for kind in ("self", "feed-forward", "full", "wide")

@@ -36,14 +36,14 @@ def test_both_plots_show_all_kinds_and_the_legend_names_each_operation() -> None
     assert [trace.showlegend for trace in data if trace.xaxis == "x2"] == [False] * len(LOOKS)
 
 
-def test_each_kind_of_network_counts_its_own_operations() -> None:
+def test_the_operations_of_a_point_are_those_of_its_kind_of_network() -> None:
     spiking = {"label": "s", "test": 0.5, "size_bytes": 10, "macs": 100, "syn_ops": 30}
     binary = {"label": "b", "test": 0.25, "size_bytes": 20, "macs": 80, "bit_ops": 50}
     rows = list(points_of({"spiking": [{"points": [spiking]}], "binary": [{"points": [binary]}]}))
     assert rows == [Point("spiking", "s", 50, 50, 50, 10, 30, 0, 1), Point("binary", "b", 25, 25, 25, 20, 80, 50, 1)]
 
 
-def test_groups_as_good_as_the_best_network_give_one_mean_point() -> None:
+def test_the_groups_named_as_good_as_best_are_averaged_into_one_point() -> None:
     about = {"size_bytes": 100, "test_accuracy": 0.9}
     groups = [{**about, "name": f"group-{n}", "expected_macs": 10.0 * n, "test_accuracy": n / 4} for n in (1, 2, 3)]
     seeds = [

@@ -142,7 +142,7 @@ def test_a_study_on_two_nodes_ships_its_code_and_writes_only_to_an_object_store(
     assert "t0003" in page.read_text()
 
 
-def test_large_data_that_are_missing_on_a_node_stop_the_study_with_one_line(nodes: TwoNodes) -> None:
+def test_missing_large_data_on_a_node_stop_the_study_with_a_one_line_error(nodes: TwoNodes) -> None:
     (nodes.hidden / "data").mkdir()  # the other machine does not see it
     (nodes.hidden / "data" / "there").touch()
     sizes = {"TUNE_SPARSITY_LARGE_DATA": "1000"}
@@ -201,7 +201,7 @@ def test_a_client_without_the_token_is_refused(nodes: TwoNodes) -> None:
         assert not (nodes.folder / "studies" / "refused").exists()
 
 
-def test_a_node_that_dies_in_mid_study_costs_no_finished_trial(nodes: TwoNodes) -> None:
+def test_no_finished_trial_is_lost_if_a_node_dies_during_a_study(nodes: TwoNodes) -> None:
     trials, study = 8, nodes.folder / "studies" / "killed"
     process = nodes.command(*options(nodes, "killed", trials))
     end = time.monotonic() + 200

@@ -48,7 +48,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(store: S3Prefix, tmp_p
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_studies_that_begin_at_once_on_two_machines_take_names_of_their_own(
+def test_studies_begun_simultaneously_on_two_machines_get_different_names(
     store: S3Prefix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = S3Storage(store)
@@ -95,7 +95,7 @@ def test_a_damaged_owner_object_counts_as_a_driver_that_may_be_alive(
 
 
 @pytest.mark.usefixtures("clock")
-def test_take_tells_whether_the_store_may_be_newer_than_the_folder(store: S3Prefix, tmp_path: Path) -> None:
+def test_taking_a_lease_tells_whether_the_store_may_be_newer_than_the_folder(store: S3Prefix, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()

@@ -104,7 +104,7 @@ def test_an_object_is_read_back_as_it_was_last_written(store: S3Prefix, size: in
     assert store.read("a/b") == b"new"
 
 
-def test_names_lists_only_the_objects_below_the_prefix(store: S3Prefix) -> None:
+def test_only_the_objects_below_a_prefix_are_listed(store: S3Prefix) -> None:
     for name in ("a", "b/c", "b/d/e", ".f/g"):
         store.write(name, b"")
     (store.parent / "beside").write("x", b"")

@@ -77,7 +77,7 @@ def check_all_there(uri: str, study: str, trials: int) -> None:
 
 
 @pytest.mark.long
-def test_a_server_that_restarts_during_a_study_ends_with_the_complete_record(
+def test_no_record_is_lost_if_a_server_restarts_during_a_study(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = study("away", 24)

@@ -78,7 +78,7 @@ def test_the_upload_order_leaves_a_resumable_study_at_every_moment(
     assert not {name for name in found if "ray" in name or "tmp" in name or "outside" in name}
 
 
-def test_the_journal_is_uploaded_later_if_a_network_file_is_removed_meanwhile(
+def test_the_journal_is_uploaded_a_round_later_if_a_weights_file_disappears(
     watched: Watched, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Mirror(watched, folder, Lease(watched, folder))

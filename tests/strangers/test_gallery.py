@@ -112,7 +112,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", EACH_NETWORK)
-def test_every_weight_row_on_the_lp_sphere_has_its_gain_as_lp_norm(name: str) -> None:
+def test_the_lp_norm_of_each_weight_row_on_the_sphere_equals_the_rows_gain(name: str) -> None:
     stranger = NETWORKS[name]
     model, sparse = start(stranger, "lpss", final_sparsity=0.0, initial_sparsity=0.0)
     train(stranger, model, sparse, 2)

@@ -141,7 +141,7 @@ def test_a_width_in_the_space_lets_more_weights_fit_into_max_bytes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("goal", [["--target", "0.9"], ["--max-bytes", "150"]])
-def test_a_space_with_a_width_needs_neurons_to_remove(
+def test_a_space_with_a_width_is_refused_if_no_neuron_can_be_removed(
     goal: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "strange.py").write_text(SINGLE)

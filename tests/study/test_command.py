@@ -62,7 +62,7 @@ def test_a_diverged_trial_has_its_reason_and_a_pruned_trial_has_no_result(nan_st
 
 
 @pytest.mark.slow
-def test_a_stray_experiment_id_changes_nothing_and_is_mentioned(nan_study: Ran) -> None:
+def test_the_variable_mlflow_experiment_id_is_ignored_and_mentioned(nan_study: Ran) -> None:
     assert "MLFLOW_EXPERIMENT_ID" in nan_study.stderr
     assert nan_study.result()["mlflow"]["experiment_id"] != "77"
 
@@ -196,7 +196,7 @@ def test_each_target_is_met_to_within_one_weight(target: float, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_study_of_several_methods_ranks_them_by_their_final_seeds(tmp_path: Path) -> None:
+def test_methods_are_ranked_by_their_mean_accuracy_over_the_final_seeds(tmp_path: Path) -> None:
     arguments = ["--target", "0.9", "--method", "lpss,rigl,gmp", "--trials", "9", "--epochs", "4"]
     ran = run_command(
         [*arguments, "--scheduler", "none", "--final-seeds", "2", "--study", "several", "--json"], tmp_path

@@ -26,7 +26,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_a_study_ends_with_all_its_files_and_exports(
+def test_a_study_writes_all_its_files_and_its_network_can_be_exported(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "strange.py").write_text(EXPERIMENTS)

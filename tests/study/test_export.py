@@ -69,7 +69,7 @@ def run(storage: Path, study: str, *more: str) -> int:
 
 @pytest.mark.parametrize("study", ["images", "gains"])
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "csr", "onnx"])
-def test_every_format_stores_the_network_in_no_more_bytes_than_a_dense_one(
+def test_an_exported_file_is_no_larger_than_dense_tensors_plus_overhead(
     storage: Path, study: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kind == "onnx":
@@ -170,9 +170,7 @@ def test_onnx_doc_strings_and_metadata_are_cleared_in_functions_and_subgraphs() 
     assert model.functions[0].node[0].op_type == "Identity"
 
 
-def test_an_export_goes_to_the_studys_folder_with_the_mode_of_result_json(
-    storage: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_exported_file_has_the_permissions_of_result_json(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(storage, "images", "--format", "safetensors") == 0
     path = storage / "images" / "export" / "best.safetensors"
     assert path.stat().st_mode == (storage / "images" / "result.json").stat().st_mode
@@ -213,7 +211,7 @@ def test_export_of_a_study_that_has_not_ended_is_refused(storage: Path, capsys: 
     assert "has not ended" in capsys.readouterr().err
 
 
-def test_a_network_without_its_reported_accuracy_is_not_exported(
+def test_a_network_that_does_not_have_its_reported_accuracy_is_not_exported(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = storage / "gains" / "best" / "model.safetensors"
@@ -291,7 +289,7 @@ def test_format_sizes_count_the_stored_numbers_without_file_overhead() -> None:
         assert found["zip"] == pytest.approx(file.getinfo("x").compress_size, abs=16)
 
 
-def test_a_format_that_is_larger_than_dense_storage_counts_the_dense_size() -> None:
+def test_the_size_of_a_format_is_at_most_the_size_of_dense_storage() -> None:
     tensors = {"w": torch.randn(30, 30)}
     found = sizes(tensors, {"w"})
     assert found["dense"] == found["bitmask_and_values"] == found["csr"] == 3600

@@ -128,7 +128,7 @@ def test_a_worker_that_ray_starts_for_one_job_is_forked_without_a_job_id(server:
 
 
 @pytest.mark.slow
-def test_ray_starts_workers_whose_ray_variables_differ_from_the_fork_server(
+def test_workers_with_other_ray_variables_are_started_by_ray_and_not_forked(
     server: dict[str, str], script: Path
 ) -> None:
     assert workers(script, server)[0]["nice"] == os.getpriority(os.PRIO_PROCESS, 0) + 7
@@ -136,7 +136,7 @@ def test_ray_starts_workers_whose_ray_variables_differ_from_the_fork_server(
 
 
 @pytest.mark.parametrize("option", ["--language=JAVA", '--serialized-runtime-env-context={"env_vars": {"A": "1"}}'])
-def test_ray_starts_workers_of_other_languages_or_runtime_environments(
+def test_workers_of_other_languages_or_runtime_environments_are_not_forked(
     option: str, script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     became: list[list[str]] = []

@@ -81,9 +81,7 @@ def test_a_study_of_several_targets_saves_the_best_network_of_each_target(
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_front_study_ends_at_its_patience_and_resumes_with_a_larger_patience(
-    experiment_file: Path, tmp_path: Path
-) -> None:
+def test_patience_ends_a_front_study_and_a_larger_patience_continues_it(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--front", "0.5:0.95", *own(experiment_file), "--trials", "500", "--patience", "4", "--study", "front"]
     ran = run_command([*arguments, "--concurrency", "1"], tmp_path)
     assert ran.code == 0, ran.stderr
@@ -119,7 +117,9 @@ def test_a_front_study_ends_at_its_patience_and_resumes_with_a_larger_patience(
     assert {path.name for path in (study / "front").iterdir()} == {one["trial"] for one in more.result()["pareto"]}
 
 
-def test_a_count_of_weights_is_met_to_the_weight(experiment_file: Path, tmp_path: Path) -> None:
+def test_no_network_exceeds_max_nonzero_and_one_network_reaches_it_exactly(
+    experiment_file: Path, tmp_path: Path
+) -> None:
     options = {"experiment": f"{experiment_file}:steady", "trials": 3, "scheduler": "none"}
     folder = run_in_process(tmp_path / "studies", "count", max_nonzero=77, **options)
     rows, result = trials_of(folder), json.loads((folder / "result.json").read_text())

@@ -112,7 +112,7 @@ def test_the_hypervolume_has_the_untrained_networks_error_as_reference(regressio
 
 
 @pytest.mark.slow
-def test_final_seeds_rank_the_methods_by_the_smallest_mean_error(regression: Ran) -> None:
+def test_methods_are_ranked_by_their_mean_error_over_the_final_seeds(regression: Ran) -> None:
     again = regression.result()["final_seeds"]
     assert {one["method"] for one in again} == {"lpss", "gmp"}
     means = [one["test_rmse"]["mean"] for one in again]
@@ -137,7 +137,7 @@ def test_mlflow_has_rmse_under_the_metrics_own_name(regression: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_reports_exports_and_resumes_know_the_metric(
+def test_the_studys_metric_is_used_by_export_resume_and_report(
     regression: Ran, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
@@ -183,7 +183,7 @@ def test_auroc_chooses_another_trial_than_accuracy_where_one_class_is_rare(file:
     assert 0.5 < best["test_auroc"] < 1
 
 
-def test_a_study_of_accuracy_does_not_go_on_with_another_metric(file: Path, tmp_path: Path) -> None:
+def test_a_study_cannot_be_resumed_with_another_metric(file: Path, tmp_path: Path) -> None:
     storage = tmp_path / "studies"
     run_in_process(storage, "plain", experiment=f"{file}:by_accuracy", target=0.5, trials=1)
     config = read_study("plain", storage_of(str(storage)), {"experiment": f"{file}:by_auroc"})

@@ -73,14 +73,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_command_and_workers_import_user_packages_with_our_package_names(folder: Path) -> None:
+def test_command_and_workers_import_user_packages_named_like_our_packages(folder: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", "mine.py:mine", "--trials", "2", "--scheduler", "none"]
     ran = run_command([*arguments, "--study", "s", "--json"], folder)
     assert ran.code == 0, ran.stderr
     assert ran.result()["states"] == {"completed": 2, "pruned": 0, "failed": 0}
 
 
-def test_a_python_process_imports_user_packages_with_our_package_names(folder: Path) -> None:
+def test_a_python_process_imports_user_packages_named_like_our_packages(folder: Path) -> None:
     code = "import mine; from tune_sparsity import lpss; mine.model(); print(lpss(mine.model(), total_steps=9).zeros())"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_an_import_error_in_a_users_package_is_shown_unchanged(folder: Path) -> 
     assert "cannot import name 'nothing' from 'experiments'" in ran.stderr
 
 
-def test_the_public_names_are_there_and_load_nothing_heavy() -> None:
+def test_the_public_names_exist_and_the_import_loads_no_large_library() -> None:
     code = """
 import sys
 import tune_sparsity

@@ -65,7 +65,7 @@ def test_a_study_with_the_neurons_pattern_removes_whole_neurons(
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 
-def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) -> None:
+def test_a_pattern_in_an_experiments_layer_rules_reaches_the_workers(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "from dataclasses import replace\n"
@@ -90,7 +90,9 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pattern", ["neurons", "2:4"])
-def test_a_space_with_a_width_has_no_pattern(pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pattern_is_refused_with_a_space_that_has_a_width(
+    pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     space = tmp_path / "narrow.yaml"
     space.write_text("method: gmp\nparameters:\n  width: {type: float, low: 0.5, high: 1.0}\n  final_sparsity: 0.9\n")
     storage = tmp_path / "studies"

@@ -81,7 +81,7 @@ def check(found: dict[str, Any], plain: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["late", "threads"])
-def test_only_a_refused_fork_starts_ray_through_its_public_api(how: str, tmp_path: Path) -> None:
+def test_ray_uses_its_public_api_after_a_refused_fork_and_not_for_a_late_start(how: str, tmp_path: Path) -> None:
     found = started(how, tmp_path)
     check(found, plain=how == "threads")
     assert "threads" in found["plain"] or how == "late"

@@ -61,7 +61,7 @@ mine = Experiment("mine", load, Net, Recipe(epochs=6, batch_size=30))
 
 
 @pytest.mark.slow
-def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path: Path) -> None:
+def test_trial_states_agree_and_a_process_is_used_again_after_a_failed_trial(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     (tmp_path / "own.py").write_text(EXPERIMENT.format(pids=str(pids)))
     command = [sys.executable, "-c", SCRIPT, f"{tmp_path / 'own.py'}:mine", str(tmp_path)]

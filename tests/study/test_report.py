@@ -76,7 +76,7 @@ def test_a_report_has_the_goal_and_the_results_and_loads_no_external_files(
     assert path.read_text().count("<figure id=") >= 7
 
 
-def test_a_report_says_how_sparse_all_of_the_network_is(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_has_the_sparsity_of_the_whole_network(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The layer of 480 weights is pruned, and the layer of 120 weights stays dense. The network has 43 biases."""
     assert main(["report", "headed", "--storage", str(storage)]) == 0
     text = " ".join(Page(storage / "headed" / "report.html").text.split())
@@ -180,7 +180,9 @@ def test_a_study_without_a_feasible_trial_has_a_report_too(storage: Path, capsys
     assert capsys.readouterr().err == ""
 
 
-def test_a_report_says_what_the_zeros_save_on_this_machine(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_compares_bytes_operations_and_times_with_a_dense_network(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = storage / "saved.html"
     assert main(["report", "one", "--storage", str(storage), "--out", str(file)]) == 0
     result = json.loads((storage / "one" / "result.json").read_text())
@@ -198,7 +200,7 @@ def test_a_report_says_what_the_zeros_save_on_this_machine(storage: Path, capsys
     assert "multiply-adds of an example" not in Page(file).cells
 
 
-def test_a_report_is_written_without_savings_if_the_network_file_is_missing(
+def test_a_report_says_that_nothing_was_measured_if_the_network_file_is_missing(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_in_process(tmp_path / "studies", "lost", trials=1, target=0.5)

@@ -60,7 +60,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_only_our_package_its_data_and_tuner_served(wheel: Path) -> None:
+def test_the_wheel_has_only_our_package_its_data_and_the_module_tuner_served(wheel: Path) -> None:
     assert wheel.name.startswith("tune_sparsity-")
     assert "-cp311-abi3-" in wheel.name  # this one wheel is for all Python versions from 3.11 on
     with zipfile.ZipFile(wheel) as archive:

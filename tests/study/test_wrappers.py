@@ -38,7 +38,7 @@ def accuracy(tensors: dict[str, Tensor], test: Split) -> float:
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_what_a_study_saves_loads_into_the_plain_network(
+def test_saved_and_exported_files_can_be_loaded_into_the_plain_network(
     name: str, strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = f"{strange}:{name}"

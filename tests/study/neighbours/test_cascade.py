@@ -83,7 +83,9 @@ def exported(folder: Path, kind: str, capsys: pytest.CaptureFixture[str], name: 
 
 
 @torch.no_grad()
-def test_the_numbers_of_a_group_in_result_json_equal_measured_ones(folder: Path, experiment: Experiment) -> None:
+def test_result_json_has_the_true_costs_and_accuracies_of_a_group_of_networks(
+    folder: Path, experiment: Experiment
+) -> None:
     data, result = experiment.load(None), result_of(folder)
     group, function = used(folder, experiment)
     by_name = {one["trial"]: one for one in result["front"]["networks"]}
@@ -124,7 +126,7 @@ def test_an_exported_folder_computes_like_the_group(
 
 @pytest.mark.parametrize("size", [1, 120])
 @torch.no_grad()
-def test_one_onnx_graph_is_the_group_at_any_batch(
+def test_an_onnx_graph_computes_the_outputs_of_the_group_at_any_batch_size(
     folder: Path, experiment: Experiment, size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")

@@ -122,7 +122,7 @@ stream = Experiment("stream", lambda _: Data(Stream(), val, val), net, Recipe(1,
         ),
     ],
 )
-def test_options_that_reflect_does_not_support_are_refused_in_one_line(
+def test_the_option_group_reflect_refuses_unsupported_options_in_one_line(
     arguments: list[str],
     words: str,
     tmp_path: Path,

@@ -58,7 +58,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     )
 
 
-def test_a_study_is_read_as_tables_pictures_and_networks(study: Study) -> None:
+def test_a_study_object_has_tables_pictures_and_networks(study: Study) -> None:
     assert list(study.trials["number"]) == list(range(5))
     assert set(study.trials["method"]) == {"lpss", "gmp"}
     assert (study.front["sparsity"].diff().dropna() > 0).all()

@@ -35,7 +35,7 @@ def best_of(storage: Path, example: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("example", ["searched_loop.py:train", "loaded_digits.py:digits"])
-def test_studies_of_the_loop_and_the_loaded_data_examples_reach_the_target(example: str, tmp_path: Path) -> None:
+def test_the_examples_searched_loop_and_loaded_digits_reach_the_target(example: str, tmp_path: Path) -> None:
     best = best_of(tmp_path, example, target=0.9, trials=2, epochs=8)
     assert best["sparsity"] >= 0.9
     assert best["test_accuracy"] > 0.9
@@ -46,7 +46,7 @@ def test_a_study_of_the_regression_example_reaches_a_small_rmse(tmp_path: Path) 
     assert best["test_rmse"] < 0.9  # the targets' deviation is 1
 
 
-def test_a_transformer_on_text_is_searched(tmp_path: Path) -> None:
+def test_the_settings_of_a_transformer_on_text_are_searched(tmp_path: Path) -> None:
     if not (TEXT / "TREC.train").exists():
         pytest.skip("no real data: set TUNE_SPARSITY_DATA to the folder that holds text/TREC.train")
     best = best_of(tmp_path, "text_transformer.py:questions", target=0.8, trials=1, epochs=2, data_dir=TEXT)

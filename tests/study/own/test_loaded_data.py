@@ -30,7 +30,7 @@ def own(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [*NESTED, *LOADED])
-def test_a_study_ends_with_a_network_that_exports(name: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_ends_and_its_network_can_be_exported(name: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = f"{own / 'own.py'}:{name}"
     folder = run_in_process(
         own / "studies",

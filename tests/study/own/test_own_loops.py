@@ -81,7 +81,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "trials.csv").open()))
 
 
-def test_a_loop_is_searched_by_the_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_searches_the_settings_of_a_training_loop(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The study has all results of an experiment's study: files, test value, exports, MLflow's model, final seeds."""
     options = ["--target", "0.8", "--trials", "6", "--study", "own", "--final-seeds", "2", "--json"]
     ran = run_command(["--experiment", "loops.py:train", *options], file.parent)
@@ -135,7 +135,7 @@ def test_the_network_of_a_loop_gets_narrower_to_fit_into_very_few_bytes(file: Pa
     assert sum(one["dead"] for one in dead.values()) > 0
 
 
-def test_a_loop_is_searched_in_a_space_with_a_width(file: Path) -> None:
+def test_the_settings_of_a_loop_are_searched_in_a_space_with_a_width(file: Path) -> None:
     file.write_text(LOOPS.replace("nn.BatchNorm1d(24), ", ""))
     (space := file.with_name("narrow.yaml")).write_text("method: gmp\nparameters: {width: 0.5, final_sparsity: 0.9}\n")
     options = {"experiment": f"{file}:train", "method": "gmp", "space": str(space), "trials": 2, "scheduler": "none"}
@@ -146,7 +146,7 @@ def test_a_loop_is_searched_in_a_space_with_a_width(file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lightning", "transformers"])
-def test_trainers_of_other_libraries_are_searched(kind: str, file: Path) -> None:
+def test_the_settings_of_other_libraries_trainers_are_searched(kind: str, file: Path) -> None:
     pytest.importorskip("lightning"), pytest.importorskip("transformers"), pytest.importorskip("accelerate")
     (file.parent / "trainers.py").write_text(TRAINERS)
     name = "lightning" if kind == "lightning" else "trainer"
@@ -188,7 +188,7 @@ def test_an_invalid_loop_is_refused_in_one_line_before_any_file_is_written(
         pytest.param("nan", "val_accuracy is nan after epoch 2", marks=pytest.mark.long),
     ],
 )
-def test_a_loop_that_fails_later_fails_its_trials_with_the_reason(name: str, reason: str, file: Path) -> None:
+def test_trials_of_a_loop_that_fails_during_a_study_record_the_reason(name: str, reason: str, file: Path) -> None:
     own = ["--experiment", f"loops.py:{name}", "--scheduler", "none"]
     ran = run_command([*own, "--target", "0.8", "--trials", "2", "--study", "f"], file.parent)
     assert "Traceback" not in ran.stderr
@@ -210,7 +210,9 @@ def test_a_loop_that_catches_every_exception_fails_no_trial(file: Path) -> None:
     assert set(states) == {"completed", "pruned"}
 
 
-def test_a_loop_is_searched_from_python(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_function_tune_searches_the_settings_of_a_training_loop(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(file.parent)
     space: dict[str, Any] = {}
     exec(LOOPS, space)

@@ -52,7 +52,7 @@ def test_the_checksum_changes_with_values_order_shapes_types_and_splits() -> Non
     assert len({one.checksum(), *(other.checksum() for other in others)}) == len(others) + 1
 
 
-def test_the_metric_correct_scores_each_example_0_or_1() -> None:
+def test_the_function_correct_scores_each_example_with_0_or_1() -> None:
     outputs = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.1]])
     assert correct(outputs, torch.tensor([1, 1, 2])).tolist() == [1.0, 0.0, 1.0]
 
@@ -142,7 +142,7 @@ def test_evaluation_refuses_nan_outputs_and_accepts_infinite_outputs(bad: float)
     ("examples", "size", "drop", "trained"),
     [(61, 30, True, 60), (60, 30, True, 60), (61, 30, False, 61), (9, 30, True, 0)],
 )
-def test_trained_on_counts_the_examples_of_an_epoch_with_and_without_drop_last(
+def test_a_recipe_counts_the_examples_of_an_epoch_with_and_without_drop_last(
     examples: int, size: int, drop: bool, trained: int
 ) -> None:
     assert Recipe(1, size, drop_last=drop).trained_on(examples) == trained

@@ -34,7 +34,7 @@ def test_statistics_are_the_means_over_the_batches() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_after_remeasured_the_statistics_modes_and_random_state_are_restored(training: bool) -> None:
+def test_leaving_remeasured_restores_statistics_modes_and_random_state(training: bool) -> None:
     model = network()
     model.train()
     for x in batches():
@@ -58,7 +58,7 @@ def test_after_remeasured_the_statistics_modes_and_random_state_are_restored(tra
     assert torch.equal(torch.get_rng_state(), noise)
 
 
-def test_normalises_is_true_only_for_batch_norm_with_running_statistics() -> None:
+def test_normalises_returns_true_only_for_batch_norm_with_running_statistics() -> None:
     assert normalises(network())
     assert not normalises(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
     assert not normalises(nn.BatchNorm1d(3, track_running_stats=False))

@@ -18,7 +18,7 @@ from tune_sparsity.experiments.training import Training
 
 
 @pytest.mark.parametrize("model", [plain, noisy])
-def test_drop_last_leaves_out_changing_examples_and_resumes_bit_for_bit(model: Any) -> None:
+def test_epochs_with_drop_last_skip_different_examples_and_resume_bit_for_bit(model: Any) -> None:
     seen: list[list[int]] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def shuffled(split: Split | Loaded, size: int, *, seed: int = 0, count: int | No
 
 @examples(60)
 @given(st.integers(1, 60), st.integers(1, 20), st.data())
-def test_tensors_nests_and_data_sets_give_each_example_once_in_the_same_order(n: int, size: int, data: Any) -> None:
+def test_plain_nested_and_loaded_examples_come_once_each_in_the_same_order(n: int, size: int, data: Any) -> None:
     count = data.draw(st.integers(1, n))
     x, y = torch.arange(n), torch.arange(n) + 100
     plain = shuffled(Split(x, y), size, count=count)
@@ -144,7 +144,7 @@ def test_all_loaded_tensors_are_on_the_device(data_set: Any) -> None:
     assert {tensor.device.type for some in found for tensor in tensors_in(some)} == {"meta"}
 
 
-def test_evaluation_repeats_its_noise_and_restores_the_global_generators() -> None:
+def test_evaluation_draws_the_same_noise_each_time_and_restores_generators() -> None:
     experiment = Experiment("noisy", lambda _: None, network, Recipe(1, 8))  # type: ignore[arg-type, return-value]
     model = network()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)

@@ -46,7 +46,7 @@ def test_a_binary_step_takes_less_memory_than_a_dense_adamw_step() -> None:
     assert training("binary").epoch()["train_bytes"] < 0.6 * dense
 
 
-def test_momentum_adds_its_buffers_and_the_direction_of_one_layer() -> None:
+def test_momentum_needs_memory_for_its_buffers_and_one_layers_direction() -> None:
     plain, with_momentum = (training("dense", momentum=m).epoch()["train_bytes"] for m in (0.0, 0.9))
     biases = sum(SIZES[1:])
     of_one_layer = 300 * 300  # Nesterov momentum computes a temporary direction, here for the largest layer
@@ -61,7 +61,7 @@ def test_a_resumed_training_knows_the_peak_memory() -> None:
     assert second.epoch()["train_bytes"] == known
 
 
-def test_a_training_from_a_checkpoint_without_train_bytes_reports_none() -> None:
+def test_a_training_whose_checkpoint_lacks_train_bytes_does_not_report_them() -> None:
     first = training("dense")
     first.epoch()
     state = first.state_dict()

@@ -26,7 +26,7 @@ def start(name: str = "lpss", model: Any = noisy, **more: Any) -> Training:
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_training_that_is_resumed_in_the_tail_equals_an_unbroken_one(name: str) -> None:
+def test_a_training_resumed_while_weights_are_averaged_equals_an_unbroken_one(name: str) -> None:
     one, other = start(name), start(name)
     for _ in range(9):
         measured = one.epoch()
@@ -41,7 +41,7 @@ def test_a_training_that_is_resumed_in_the_tail_equals_an_unbroken_one(name: str
 
 
 @pytest.mark.parametrize("model", [plain, noisy])
-def test_every_epoch_of_the_tail_measures_the_average(model: Any) -> None:
+def test_each_epoch_of_the_averaging_phase_evaluates_the_averaged_weights(model: Any) -> None:
     training = start(model=model)
     own, val = training.experiment, small_data().val
     for epoch in range(1, 11):
@@ -66,7 +66,7 @@ def test_every_epoch_of_the_tail_measures_the_average(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_training_with_few_bits_keeps_its_epochs_and_resumes_bit_for_bit(name: str) -> None:
+def test_the_last_30_percent_of_a_training_has_codes_and_resumes_bit_for_bit(name: str) -> None:
     one, other = (start(name, weight_bits=4, bits_share=0.3) for _ in range(2))
     for epoch in range(1, 9):
         measured = one.epoch()

@@ -44,7 +44,7 @@ def start(method: str, model: Any = trained, **options: Any) -> Training:
 
 
 @pytest.mark.parametrize("method", ["rigl", "set", "sparse-momentum", "static", "snip"])
-def test_val_accuracy_first_mask_is_the_accuracy_of_the_masked_given_weights(method: str) -> None:
+def test_val_accuracy_first_mask_is_measured_with_the_masked_trained_weights(method: str) -> None:
     training = start(method, trained=True)
     measured = training.epoch()  # the epoch has too few steps for an update of the masks
     model = trained()

@@ -88,7 +88,7 @@ def test_the_seed_decides_everything(model: Any) -> None:
     assert not equal(ends[0], ends[2])
 
 
-def test_first_weights_masks_and_order_all_depend_on_the_seed() -> None:
+def test_initial_weights_masks_and_example_order_depend_on_the_seed() -> None:
     one, other = start(experiment(), seed=0), start(experiment(), seed=1)
     assert not torch.equal(one.model[0].weight, other.model[0].weight)
     assert not torch.equal(one.sparse.masks[0], other.sparse.masks[0])
@@ -177,7 +177,7 @@ def test_measurements_of_an_epoch_describe_the_network_at_its_end() -> None:
     assert int(sum((training.model[k].weight == 0).sum() for k in (0, 2))) == zeros_for(0.9, 300)
 
 
-def test_accuracy_at_target_uses_statistics_of_the_projected_network() -> None:
+def test_accuracy_at_target_uses_running_statistics_of_the_pruned_network() -> None:
     """With the statistics from before the projection, the removed weights would shift every activation."""
     data, which = small_data(), experiment(noisy)
     training = start(which)

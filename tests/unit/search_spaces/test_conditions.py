@@ -57,7 +57,7 @@ def test_a_condition_on_a_parameter_that_does_not_apply_is_not_met(tmp_path: Pat
         assert ("momentum" in space.fixed_for(values)) is expected
 
 
-def test_priors_complete_a_first_point_for_the_parameters_that_apply(tmp_path: Path) -> None:
+def test_missing_parameters_of_a_first_point_come_from_the_priors(tmp_path: Path) -> None:
     space = space_of(
         tmp_path,
         BASE
@@ -154,7 +154,7 @@ def test_a_malformed_file_is_refused_with_its_line_number_in_one_line(name: str,
     assert len(message.splitlines()) == 1
 
 
-def test_a_schedule_is_searched_by_its_parts(tmp_path: Path) -> None:
+def test_the_parts_of_a_schedule_are_separate_search_parameters(tmp_path: Path) -> None:
     space = space_of(
         tmp_path,
         BASE
@@ -186,7 +186,7 @@ first:
     assert second.learning_rate == PiecewiseLinear(((0.0, 0.1), (0.2, 1.0), (1.0, 0.0)))
 
 
-def test_the_key_near_gives_the_target_of_a_first_point(tmp_path: Path) -> None:
+def test_the_value_of_the_key_near_is_the_target_of_a_first_point(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(BASE + "first:\n  - {near: 0.95, p: 1.5}\n  - {near: target, p: 1.6}\n  - {p: 1.7}\n")
     space = load_space(str(file), 0.9)

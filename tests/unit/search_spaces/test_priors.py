@@ -37,7 +37,7 @@ def test_a_centre_at_the_end_of_a_range_gives_a_half_normal_distribution() -> No
     assert values.mean() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.05)
 
 
-def test_a_choice_is_the_centre_with_the_probability_one_minus_width() -> None:
+def test_the_centre_of_a_choice_has_the_probability_one_minus_width() -> None:
     values = draws(CategoricalDistribution(("a", "b", "c")), Prior("b", 0.3))
     shares = {choice: values.count(choice) / len(values) for choice in "abc"}
     assert shares == pytest.approx({"a": 0.15, "b": 0.7, "c": 0.15}, abs=0.02)

@@ -58,7 +58,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SPARSE)
-def test_final_sparsity_is_searched_in_the_first_fifth_from_the_target_to_1(name: str, target: float) -> None:
+def test_final_sparsity_lies_in_the_lowest_fifth_between_the_target_and_1(name: str, target: float) -> None:
     searched = load_space(name, target).distributions["final_sparsity"]
     assert isinstance(searched, FloatDistribution)
     assert searched.low == target
@@ -73,7 +73,7 @@ def theorys(target: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_one_first_point_of_lpss_has_the_p_that_the_theory_suggests(target: float) -> None:
+def test_the_first_points_of_lpss_contain_the_p_that_the_theory_suggests(target: float) -> None:
     p = load_space("lpss", target).distributions["p"]
     assert isinstance(p, FloatDistribution)
     assert theorys(target)["p"] == min(max(suggest_p(target), p.low), p.high)
@@ -141,7 +141,7 @@ first:
     assert space.first == ({"p": pytest.approx(1.5), "threshold": "linear"},)
 
 
-def test_whole_numbers_stay_whole_and_steps_are_kept(file: Path) -> None:
+def test_integer_parameters_keep_their_type_and_their_step(file: Path) -> None:
     file.write_text(BASE + "  threshold_interval: {type: int, low: 10, high: 50, step: 20}\n")
     assert load_space(str(file), 0.9).distributions["threshold_interval"] == IntDistribution(10, 50, step=20)
     file.write_text(

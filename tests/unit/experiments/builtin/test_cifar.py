@@ -130,7 +130,7 @@ def test_a_missing_or_damaged_subset_file_raises_data_unavailable(tmp_path: Path
 # ---- the experiments
 
 
-def test_experiments_are_wrn_22_2_on_augmented_bytes(subset: Data) -> None:
+def test_the_experiments_train_a_wide_resnet_22_2_on_augmented_byte_images(subset: Data) -> None:
     assert (cifar10.recipe.epochs, cifar10.name, cifar10_subset.name) == (250, "cifar10", "cifar10-subset")
     for experiment in (cifar10, cifar10_subset):
         model = experiment.model()

@@ -23,7 +23,7 @@ def test_perceptron_ends_in_logits() -> None:
     assert [tuple(p.shape) for p in model.parameters()] == [(6, 8), (6,), (4, 6), (4,)]
 
 
-def test_initial_weights_have_the_variance_of_he_and_no_biases() -> None:
+def test_initial_weights_have_he_variance_and_initial_biases_are_zero() -> None:
     torch.manual_seed(0)
     model = lenet_300_100()
     assert model[0].weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.02)

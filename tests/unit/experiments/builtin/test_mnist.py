@@ -82,7 +82,7 @@ def test_files_with_too_many_bytes_are_refused(array: np.ndarray, more: bytes) -
 @example(b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), False)  # 0 images, each too large for numpy
 @example(b"\0\0\x08\x46" + struct.pack(">70I", *[1] * 70) + b"x", False)  # more dimensions than numpy has
 @example(b"\0\0\x08\x02" + struct.pack(">2I", 2**31, 2**31), False)
-def test_garbage_is_refused_or_is_an_idx_file(raw: bytes, prefixed: bool) -> None:
+def test_random_bytes_are_refused_unless_they_are_a_valid_idx_file(raw: bytes, prefixed: bool) -> None:
     raw = b"\0\0\x08" + raw if prefixed else raw
     try:
         tensor = parse_idx(raw)
@@ -288,7 +288,7 @@ def test_data_set_can_be_read_unpacked_and_after_a_download(
     assert data.checksum() == load("MNIST", data_dir).checksum()  # the same split every time, and the same bytes
 
 
-def test_the_experiments_have_their_names_and_mnist_has_lenet() -> None:
+def test_mnist_and_fashion_mnist_have_their_names_and_mnist_uses_lenet() -> None:
     assert (mnist.name, fashion_mnist.name) == ("mnist", "fashion-mnist")
     assert sum(p.numel() for p in mnist.model().parameters() if p.dim() > 1) == 266_200
 

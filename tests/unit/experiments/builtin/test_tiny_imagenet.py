@@ -53,7 +53,7 @@ def test_training_images_have_the_labels_of_their_folders(folder: Path) -> None:
     assert np.allclose(x[:, 2].float().mean((1, 2)).numpy(), [255 - shade for shade in expected], atol=3)
 
 
-def test_labelled_images_follow_the_annotations(folder: Path) -> None:
+def test_images_of_the_folder_val_have_the_labels_of_their_annotations(folder: Path) -> None:
     files, labels = judging_files(folder, CLASSES)
     assert [path.name for path in files] == [f"val_{5 - k}.JPEG" for k in range(6)]
     assert labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -77,7 +77,7 @@ def sort_into_classes(folder: Path) -> None:
     (folder / "val" / "images").rmdir()
 
 
-def test_labelled_images_may_be_sorted_into_folders(folder: Path) -> None:
+def test_images_of_the_folder_val_may_be_sorted_into_class_folders(folder: Path) -> None:
     sort_into_classes(folder)
     files, labels = judging_files(folder, CLASSES)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -131,7 +131,7 @@ def test_incomplete_folder_is_told_in_one_line(folder: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_experiment_is_wrn_22_4_on_augmented_bytes() -> None:
+def test_the_experiment_trains_a_wide_resnet_22_4_on_augmented_byte_images() -> None:
     model = tiny_imagenet.model()
     assert sum(p.numel() for p in model.parameters()) == 4_644_120
     assert tiny_imagenet.augment is not None

@@ -64,7 +64,7 @@ def test_networks_have_the_published_sizes() -> None:
     assert climate.model()(torch.zeros(2, 18)).shape == (2, 2)
 
 
-def test_recipes_are_as_long_as_the_published_trainings() -> None:
+def test_recipes_have_the_published_numbers_of_epochs() -> None:
     assert [one.recipe.epochs for one in (dna, mushroom, climate)] == [40, 20, 20]
 
 
@@ -173,7 +173,7 @@ def test_damaged_files_are_told_in_one_line(name: str, folder: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "epochs", "least"), [(climate, 1, 0.9), (mushroom, 2, 0.95)])
-def test_tables_are_learnt_at_ninety_percent_sparsity(
+def test_the_uci_tables_are_learnt_at_ninety_percent_sparsity(
     experiment: Experiment, epochs: int, least: float, folder: Path
 ) -> None:
     data = experiment.load(folder)

@@ -43,7 +43,9 @@ def test_stages_halve_the_image_and_double_the_channels() -> None:
 
 
 @pytest.mark.parametrize(("fan_in", "fan_out", "stride"), [(4, 4, 1), (4, 8, 1), (4, 8, 2), (4, 4, 2)])
-def test_block_is_convolutions_and_normalisations_by_hand(fan_in: int, fan_out: int, stride: int) -> None:
+def test_a_residual_block_equals_separate_convolutions_and_normalisations(
+    fan_in: int, fan_out: int, stride: int
+) -> None:
     torch.manual_seed(0)
     block = BasicBlock(fan_in, fan_out, stride).eval()
     x = torch.randn(3, fan_in, 9, 9)
@@ -62,7 +64,7 @@ def test_block_is_convolutions_and_normalisations_by_hand(fan_in: int, fan_out: 
     torch.testing.assert_close(block(x), (inner + side).clamp(min=0))
 
 
-def test_convolutions_have_no_bias_and_the_variance_of_he() -> None:
+def test_convolutions_have_no_bias_and_initial_weights_with_he_variance() -> None:
     torch.manual_seed(0)
     model = wide_residual_net((3, 4, 3), 32, 3, 10)
     for layer in model.modules():

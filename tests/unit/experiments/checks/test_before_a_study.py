@@ -49,7 +49,7 @@ def test_a_last_batch_that_cannot_be_trained_on_is_found_before_a_study() -> Non
     assert_sound(replace(alone, recipe=Recipe(2, 59, drop_last=True)))
 
 
-def test_a_study_warns_of_faults_that_one_network_and_one_batch_show() -> None:
+def test_a_study_warns_of_faults_found_with_one_network_and_one_batch() -> None:
     """The findings are only warnings, so the study begins."""
 
     class Unused(nn.Module):

@@ -283,7 +283,7 @@ def test_a_sound_experiment_passes_all_checks() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_random_data_are_found_with_any_seed_of_the_process(seed: int) -> None:
+def test_a_load_function_that_returns_random_data_fails_under_any_seed(seed: int) -> None:
     torch.manual_seed(seed)
     assert findings(BROKEN["random data"][0])["loading"].level is Level.FAILED
 

@@ -59,7 +59,7 @@ class Teacher(nn.Module):
         return self.head((self.body(x) + self.teacher(x)).relu())
 
 
-def test_only_untrained_unpruned_parameters_may_change_in_a_forward_pass() -> None:
+def test_a_forward_pass_may_change_frozen_layers_but_no_trained_layers() -> None:
     assert failures(model=Teacher) == {}
     told = failures(model=lambda: Teacher(frozen=False))
     assert told["gradients"].startswith("a forward pass in training changes teacher.weight")

@@ -66,7 +66,7 @@ def test_a_failed_download_keeps_the_files_that_it_has_written(tmp_path: Path) -
     assert (tmp_path / "a" / "some.part").is_file()
 
 
-def test_downloading_does_not_change_errors_of_the_program(tmp_path: Path) -> None:
+def test_downloading_passes_on_exceptions_that_are_no_download_errors(tmp_path: Path) -> None:
     with pytest.raises(KeyError), downloading("The set", tmp_path, "a"):
         raise KeyError("a mistake in the program")
 

@@ -43,7 +43,7 @@ def test_only_allowed_examples_are_held_out() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12))
-def test_occurs_once_finds_copies_of_examples(rows: list[tuple[int, int]]) -> None:
+def test_the_function_occurs_once_finds_copies_of_examples(rows: list[tuple[int, int]]) -> None:
     expected = [rows.count(row) == 1 for row in rows]
     assert occurs_once(torch.tensor(rows)).tolist() == expected
     assert occurs_once(torch.tensor(rows).view(-1, 1, 2)).tolist() == expected

@@ -57,7 +57,7 @@ def test_a_loop_ends_exactly_at_its_target_sparsity(file: Path, method: str) -> 
     assert training.close() is None
 
 
-def test_the_studys_number_of_epochs_stretches_the_schedules(file: Path) -> None:
+def test_the_schedules_of_a_loop_last_for_the_studys_number_of_epochs(file: Path) -> None:
     training = begun(loop(file, "train"), epochs=6)
     last = [training.epoch() for _ in range(6)][-1]
     assert last["steps"] == last["steps_announced"] == 60
@@ -123,7 +123,7 @@ def test_a_training_gives_the_reason_if_its_loop_fails_or_ends_early(
         training.epoch()
 
 
-def test_a_report_too_many_is_refused(file: Path) -> None:
+def test_a_second_report_in_an_epoch_is_refused(file: Path) -> None:
     training = begun(loop(file, "reports_twice"), epochs=1)
     training.epoch()
     assert "once in each epoch of trial.epochs" in str(training.close())
@@ -192,7 +192,7 @@ def test_a_loop_that_does_not_end_after_a_stop_raises_loop_error(
         ("other_model", r"other_model\.model makes another network than the loop trains: the shape of 0\.weight is"),
     ],
 )
-def test_a_first_look_at_a_loop_finds_its_faults(file: Path, name: str, message: str) -> None:
+def test_inspecting_a_loop_finds_its_faults(file: Path, name: str, message: str) -> None:
     with pytest.raises(LoopError, match=message):
         loop(file, name)
 
@@ -209,7 +209,7 @@ def test_a_function_that_is_no_loop_is_refused(file: Path, name: str, message: s
         find(f"{file}:{name}")
 
 
-def test_a_first_look_at_a_loop_finds_its_data_and_keeps_the_random_state(file: Path) -> None:
+def test_inspecting_a_loop_finds_data_and_layers_and_keeps_the_random_state(file: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     experiment = loop(file, "train")
@@ -220,7 +220,7 @@ def test_a_first_look_at_a_loop_finds_its_data_and_keeps_the_random_state(file: 
     assert experiment.layers.normalised == ("0.weight",)
 
 
-def test_a_loop_that_does_not_end_after_a_first_look_raises_loop_error(
+def test_a_loop_that_does_not_end_after_its_inspection_raises_loop_error(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(look_module, "_PATIENCE", 0.2)
@@ -255,7 +255,7 @@ def test_a_loop_whose_last_layer_is_not_found_gets_a_warning(file: Path) -> None
     assert told["unnamed"] == {}
 
 
-def test_a_loop_without_a_model_can_make_networks_after_a_first_look(file: Path) -> None:
+def test_an_inspected_loop_without_a_model_function_can_make_networks(file: Path) -> None:
     experiment = loop(file, "unnamed")
     assert not experiment.rebuilt
     one, other = experiment.network(), experiment.network()

@@ -139,7 +139,7 @@ def test_only_matrices_are_pruned_and_every_parameter_gets_a_gradient(options: d
         assert param.grad.abs().sum() > 0, name
 
 
-def test_the_order_of_a_batch_and_later_steps_do_not_matter() -> None:
+def test_examples_do_not_affect_each_other_and_spikes_ignore_later_inputs() -> None:
     net, x = moved(network(4, 10, 8, 3)), inputs(6, 11, 4)
     order = torch.tensor([5, 2, 0, 3, 1, 4])
     assert torch.allclose(net(x[order]), net(x)[order], atol=1e-6)
@@ -163,7 +163,7 @@ def test_batch_normalisation_can_be_folded_into_the_weights() -> None:
     assert torch.allclose(folded(x), net(x), atol=1e-10)
 
 
-def test_readers_lists_the_matrices_that_take_the_spikes_of_each_layer() -> None:
+def test_the_method_readers_returns_the_matrices_that_take_a_layers_spikes() -> None:
     net = network(6, 12, 9, 4)
     assert [[m.weight.shape for m in found] for _, found in net.readers()] == [[(9, 12), (4, 12)], [(4, 9)]]
     assert [layer for layer, _ in net.readers()] == list(net.hidden)
@@ -226,7 +226,7 @@ def test_a_penalty_on_spikes_lowers_the_spike_rate() -> None:
     assert rates[1] < 0.6 * rates[0]
 
 
-def test_a_copy_and_a_state_dict_are_the_whole_network() -> None:
+def test_a_state_dict_and_a_deep_copy_keep_the_outputs_of_the_network() -> None:
     net = moved(network(4, 10, 8, 3))
     x = inputs(6, 7, 4)
     again = network(4, 10, 8, 3, seed=5).eval()

@@ -66,7 +66,7 @@ def brute_force(network: SpikingNetwork, x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("options", [{}, {"skip": False}, {"self_recurrent": False, "learn_intrinsic": False}])
-def test_every_spike_costs_the_weights_that_read_it(options: dict[str, Any]) -> None:
+def test_each_spike_counts_as_one_operation_per_weight_that_it_reaches(options: dict[str, Any]) -> None:
     network, split = sparse_network(**options), sequences(6)
     found = activity(experiment_of(network), network, split)
     assert found is not None
@@ -77,7 +77,7 @@ def test_every_spike_costs_the_weights_that_read_it(options: dict[str, Any]) -> 
     assert min(found.rates.values()) > 0.05
 
 
-def test_neurons_cost_no_operations_if_silent_and_all_if_always_spiking() -> None:
+def test_silent_neurons_add_no_operations_and_constant_spikes_add_all_macs() -> None:
     network, split = sparse_network(skip=False), sequences(6)
     macs = macs_of(network, split.x)
     first = STEPS * int(network.hidden[0].weights["input"].weight.count_nonzero())
@@ -90,7 +90,7 @@ def test_neurons_cost_no_operations_if_silent_and_all_if_always_spiking() -> Non
         assert found.synaptic_operations(macs) == wanted
 
 
-def test_layers_around_a_spiking_network_count_all_their_multiply_adds() -> None:
+def test_all_multiply_adds_of_layers_around_a_spiking_network_are_counted() -> None:
     inner, split = sparse_network(), sequences(6)
     alone = activity(experiment_of(inner), inner, split)
     around = nn.Sequential(nn.Identity(), inner, nn.Linear(3, 4))
@@ -102,7 +102,7 @@ def test_layers_around_a_spiking_network_count_all_their_multiply_adds() -> None
     assert more == 12
 
 
-def test_a_spiking_network_that_is_not_used_counts_no_operations() -> None:
+def test_no_operations_are_counted_for_an_unused_spiking_network() -> None:
     network = nn.ModuleDict({"used": sparse_network(), "left": sparse_network()})
     network.forward = network["used"].forward  # type: ignore[method-assign]
     found, alone = (activity(experiment_of(one), one, sequences(4)) for one in (network, network["used"]))
@@ -112,7 +112,7 @@ def test_a_spiking_network_that_is_not_used_counts_no_operations() -> None:
     assert found.rates.keys() == {"used.hidden.0", "used.hidden.1"}
 
 
-def test_the_batch_size_does_not_change_the_operations_and_the_mode_is_kept() -> None:
+def test_operations_do_not_depend_on_the_batch_size_and_training_mode_is_kept() -> None:
     network = sparse_network()
     network.train()
     split = sequences(41)
@@ -132,7 +132,7 @@ def test_networks_without_spiking_layers_have_no_synaptic_operations() -> None:
     assert activity(experiment_of(network), network, sequences(4)) is None
 
 
-def test_the_cost_of_a_training_has_the_operations_of_its_trained_network() -> None:
+def test_spiking_cost_returns_the_operations_of_the_trained_network() -> None:
     torch.manual_seed(1)
     experiment = experiment_of(SpikingNetwork((5, 9, 8, 3)))
     data = experiment.load(None)

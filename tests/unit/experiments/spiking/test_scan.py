@@ -64,7 +64,9 @@ def test_each_of_the_two_results_of_the_scan_has_a_correct_gradient() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(3, 7, 5), (5, 28, 64), (2, 1, 3), (1, 60, 33)])
-def test_the_compiled_scan_equals_torch(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_scan_and_its_torch_version_give_the_same_results(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     currents, constants = drawn(shape, 4, torch.float32)
     inputs = (currents, *constants)
     compiled = spiking_scan(currents, constants)
@@ -77,7 +79,7 @@ def test_the_compiled_scan_equals_torch(shape: tuple[int, int, int], monkeypatch
 
 
 @needs_compiler
-def test_the_compiled_scan_is_near_float64() -> None:
+def test_the_compiled_float32_scan_is_near_the_scan_in_float64() -> None:
     currents, constants = drawn((8, 20, 16), 6, torch.float32)
     doubles = [one.detach().double().requires_grad_() for one in (currents, *constants)]
     exact = spiking_scan(doubles[0], Constants(*doubles[1:]))
@@ -111,7 +113,7 @@ def test_a_current_of_one_spikes_at_every_step() -> None:
 
 
 @pytest.mark.usefixtures("either_scan")
-def test_with_km_and_ks_of_1_a_spike_depends_only_on_the_current_of_its_step() -> None:
+def test_neurons_without_memory_spike_at_exactly_the_currents_of_at_least_1() -> None:
     currents = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
     traces, spikes = spiking_scan(currents, Constants(constant(0.0, 4), constant(1.0, 4), constant(1.0, 4)))
     assert torch.equal(spikes, (currents >= 1).float())

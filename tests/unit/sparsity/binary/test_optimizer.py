@@ -29,7 +29,7 @@ def test_adam_of_signs_equals_adam_for_gradients_of_equal_magnitude(size: float)
     assert (ours - weight).abs().max() > 1e-3
 
 
-def test_latent_weights_stay_within_one() -> None:
+def test_latent_weights_do_not_grow_above_1() -> None:
     weight, mean = torch.full((8, 2), 0.99), torch.zeros(8, 2)
     for step in range(1, 30):
         adam_of_signs(weight, mean, -torch.ones(8, 2), 0.1, step)

@@ -103,7 +103,7 @@ def test_the_set_of_used_rows_takes_few_bytes(used: Sequence[int], most: float) 
     assert form.sets[0].bits // 8 <= most
 
 
-def test_a_network_without_some_neurons_is_nearly_as_small_as_a_really_small_one() -> None:
+def test_zero_rows_and_columns_hardly_enlarge_the_packed_file_of_a_network() -> None:
     large, small = {"a": (500, 800), "b": (10, 500)}, {"a": (32, 256), "b": (10, 32)}
     few = {name: codes(shape, 0.4, 4, 0) for name, shape in small.items()}
     wide = {}

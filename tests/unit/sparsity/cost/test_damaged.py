@@ -125,7 +125,7 @@ def test_a_damaged_file_is_refused_or_read_like_the_original() -> None:
         assert found is None or equal(found, decode(before))
 
 
-def test_a_damaged_file_with_a_fitting_checksum_has_at_most_a_value_per_bit() -> None:
+def test_a_damaged_file_with_a_fitting_checksum_has_at_most_8_values_per_byte() -> None:
     """The reader accepts some of these files, and refuses the others in one line."""
     accepted = 0
     for _, data in damaged(COUNT):

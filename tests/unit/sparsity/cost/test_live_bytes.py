@@ -11,7 +11,7 @@ N = 1000
 BYTES = 4 * N
 
 
-def test_tensors_count_from_where_they_are_made_until_they_are_gone() -> None:
+def test_a_tensor_is_counted_from_its_creation_until_its_release() -> None:
     x = torch.ones(N)
     with LiveBytes([x]) as live:
         assert live.now == BYTES
@@ -35,7 +35,7 @@ def test_views_and_work_in_place_take_no_memory() -> None:
         assert live.peak == BYTES
 
 
-def test_existing_tensors_count_once_from_their_listing_or_first_use() -> None:
+def test_existing_tensors_are_counted_once_if_listed_or_used() -> None:
     x, y = torch.ones(N), torch.ones(N)
     with LiveBytes([x, x, x[3:]]) as live:
         assert live.now == BYTES

@@ -38,7 +38,9 @@ def test_a_linear_layer_uses_each_nonzero_weight_once_per_position() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (2, 1, 1), (1, 2, 2)])
-def test_a_convolution_equals_a_brute_force_count(groups: int, stride: int, padding: int, dilation: int) -> None:
+def test_the_count_of_a_convolution_equals_a_brute_force_count(
+    groups: int, stride: int, padding: int, dilation: int
+) -> None:
     layer = nn.Conv2d(4, 6, 3, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=False)
     pruned(layer)
     x = torch.randn(2, 4, 9, 8)
@@ -68,13 +70,13 @@ def test_a_recurrent_layer_uses_each_weight_once_per_time_step(kind: type[nn.Mod
     assert macs(model, torch.randn(3, 8, 5)) == 8 * weights  # at each of eight steps
 
 
-def test_attention_counts_its_weights_and_not_its_products_of_activations() -> None:
+def test_weights_of_attention_are_counted_and_not_products_of_activations() -> None:
     model = pruned(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     weights = sum(int(param.count_nonzero()) for param in model.parameters() if param.dim() == 2)
     assert macs(model, torch.randn(2, 3, 8)) == 3 * weights
 
 
-def test_layers_that_are_not_pruned_count_all_their_weights() -> None:
+def test_all_weights_of_layers_that_are_not_pruned_are_counted() -> None:
     model = pruned(nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)))
     expected = int(model[0].weight.count_nonzero()) + 15
     assert macs(model, torch.randn(2, 7), LayerRules(dense=("1.*",))) == expected

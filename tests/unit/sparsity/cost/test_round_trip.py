@@ -101,7 +101,7 @@ def test_codes_round_trip_exactly_with_the_computed_size(
 
 
 @given(shapes, st.integers(0, 2**31))
-def test_signs_are_a_bit_each(shape: tuple[int, ...], seed: int) -> None:
+def test_packed_signs_take_one_bit_each(shape: tuple[int, ...], seed: int) -> None:
     signs = 2 * torch.randint(0, 2, shape, generator=Generator().manual_seed(seed), dtype=torch.int8) - 1
     tensors, precision = {"w": signs, "t": torch.arange(3)}, Precision(1, signs=True)
     data = encode(precision.of(tensors, {"w"}), {"w"})
@@ -120,7 +120,7 @@ def test_signs_other_than_int8_with_minus_1_and_1_are_refused(values: Tensor) ->
         encode({"w": Signs(values)}, {"w"})
 
 
-def test_each_form_is_chosen_where_it_is_the_smallest() -> None:
+def test_the_smallest_storage_form_is_chosen_for_each_mask() -> None:
     n = 10_000
     places = np.arange(n).reshape(10, n // 10)
     assert best_form(places >= 0, 32).form == DENSE
@@ -131,7 +131,9 @@ def test_each_form_is_chosen_where_it_is_the_smallest() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98, 0.99, 0.999])
 @pytest.mark.parametrize("shape", [(300, 784), (64, 32, 3, 3)])
-def test_the_index_of_a_random_mask_is_near_its_entropy(shape: tuple[int, ...], sparsity: float) -> None:
+def test_the_index_size_of_a_random_mask_is_near_the_entropy_of_the_mask(
+    shape: tuple[int, ...], sparsity: float
+) -> None:
     """The size of the index is compared with the logarithm of the number of masks with as many nonzero weights."""
     n = math.prod(shape)
     z = round(n * (1 - sparsity))
@@ -156,7 +158,7 @@ def test_scales_and_biases_are_counted_for_each_neuron() -> None:
     assert Layout(0, {"w": Prunable(60_000, 300, 32)}).neuron_bytes(300) == 0
 
 
-def test_tensors_are_written_with_the_types_of_the_precision() -> None:
+def test_the_precision_decides_the_number_type_of_each_written_tensor() -> None:
     weight, bias = codes((50, 40), 0.2, 4, 0).weight(), torch.arange(50) / 8
     tensors = {"head.weight": weight, "bias": bias, "embedding.weight": weight, "mean": torch.rand(50)}
     precision = Precision(4, ("bias",))

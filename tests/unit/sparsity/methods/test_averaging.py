@@ -82,7 +82,7 @@ def test_the_mean_of_weights_on_a_line_has_its_closed_form(kind: str, decay: flo
 
 @pytest.mark.parametrize("kind", ["swa", "ema"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weights_that_stay_are_their_mean_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
+def test_the_average_of_constant_weights_equals_the_weights_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
     values = torch.cat([torch.randn(1000) * 10.0**k for k in (-30, -3, 0, 30)]).to(dtype)
     param = nn.Parameter(torch.cat([values, torch.zeros(9, dtype=dtype)]))
     before = param.detach().clone()
@@ -165,7 +165,7 @@ def test_averaging_changes_only_the_final_weights_of_a_training(name: str) -> No
     assert not same(model.state_dict(), other.state_dict())
 
 
-def test_rows_of_the_mean_lie_on_the_sphere_with_gains_of_their_own() -> None:
+def test_averaged_rows_lie_on_the_sphere_and_have_gains_of_their_own() -> None:
     model = network()
     sparse = build("lpss", model, **SWA)
     train(model, sparse, 0, STEPS)
@@ -248,7 +248,7 @@ def test_invalid_settings_are_refused_in_one_line(name: str, wrong: dict[str, An
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_the_learning_rate_hold_is_constant_while_weights_are_averaged(name: str) -> None:
+def test_the_learning_rate_schedule_hold_is_constant_during_averaging(name: str) -> None:
     sparse = build(name, network(), **SWA, tail=0.25)
     assert sparse.average is not None
     begin = sparse.average.how.begin

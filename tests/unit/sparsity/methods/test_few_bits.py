@@ -41,7 +41,7 @@ def exact(sparse: SparseTraining) -> bool:
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", MASKED)
-def test_every_method_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -> None:
+def test_weights_of_every_method_end_on_codes_with_the_exact_sparsity(name: str, bits: int) -> None:
     model = network()
     sparse = build(name, model, weight_bits=bits, bits_share=0.25)
     assert (sparse.total_steps, sparse.few_bits.how.steps) == (60, 20)  # type: ignore[union-attr]
@@ -106,7 +106,7 @@ def test_a_training_with_fewer_steps_than_planned_is_rounded_at_its_end() -> Non
 
 
 @pytest.mark.parametrize("name", ["lpss", "gmp", "rigl", "snip"])
-def test_biases_of_rows_without_a_weight_are_zero_and_no_other_is(name: str) -> None:
+def test_only_biases_of_hidden_rows_without_weights_become_zero(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4))
     sparse = build(name, model, weight_bits=4, bits_share=0.25, final_sparsity=0.97)
@@ -195,7 +195,7 @@ def alone(weight: torch.Tensor, bits: int, mask: torch.Tensor | None = None, ste
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_a_row_has_two_to_the_bits_levels_and_no_zero(bits: int) -> None:
+def test_a_row_uses_all_codes_except_zero(bits: int) -> None:
     weight = torch.linspace(-1, 1, 5000).repeat(3, 1) * torch.tensor([[1e-3], [1.0], [40.0]])
     training = alone(weight, bits)
     training.begin()
@@ -207,7 +207,7 @@ def test_a_row_has_two_to_the_bits_levels_and_no_zero(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_the_first_scales_round_better_than_scales_from_the_largest_weights(bits: int) -> None:
+def test_initial_scales_have_no_more_error_than_scales_from_largest_weights(bits: int) -> None:
     torch.manual_seed(0)
     before = torch.randn(20, 300)
     weight = before.clone()
@@ -337,7 +337,7 @@ def test_invalid_settings_are_refused_in_one_line(name: str, wrong: dict[str, An
 
 
 @pytest.mark.parametrize(("total", "steps"), [(1, 0), (2, 1), (3, 1), (100, 30)])
-def test_few_bits_leave_at_least_one_step_before_the_rounding(total: int, steps: int) -> None:
+def test_at_least_one_step_precedes_the_rounding_to_few_bits(total: int, steps: int) -> None:
     few = METHODS["gmp"].configure({"weight_bits": 4, "bits_share": 0.3}).few_bits_of(total)
     assert few == FewBits(4, steps)
 

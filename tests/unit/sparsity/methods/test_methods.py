@@ -298,7 +298,7 @@ def test_copies_and_averages_of_the_network_keep_the_sparsity(name: str) -> None
     assert zeros_of(fresh) == wanted
 
 
-def test_a_nan_or_infinite_parameter_is_named() -> None:
+def test_the_error_names_a_nan_or_infinite_parameter() -> None:
     model = network()
     sparse = build("rigl", model)
     train(model, sparse, 0, 3)
@@ -319,7 +319,7 @@ def test_a_nan_or_infinite_parameter_is_named() -> None:
         (network(), LpssSettings(0.5, 1.2), 0.9, "^sparsity = 0.9 contradicts final_sparsity = 0.5 of the settings$"),
     ],
 )
-def test_arguments_of_lpss_that_do_not_fit_are_refused(
+def test_invalid_or_contradictory_arguments_of_lpss_are_refused(
     model: Any, settings: Any, sparsity: float | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -47,7 +47,9 @@ def generator(seed: int = 0) -> Generator:
         ("initial_sparsity", [-0.1, 1.0, math.nan], "[0, 1)"),
     ],
 )
-def test_bad_settings_name_the_parameter_and_what_is_accepted(name: str, values: list[Any], accepted: str) -> None:
+def test_errors_of_invalid_settings_name_the_parameter_and_accepted_values(
+    name: str, values: list[Any], accepted: str
+) -> None:
     for value in values:
         with pytest.raises(ValueError, match=rf"^{name} = ") as error:
             LpssSettings(**{**GOOD, name: value})
@@ -131,7 +133,7 @@ def test_initial_sparsity_is_never_above_the_final_one() -> None:
     assert sparse.sparsity() == pytest.approx(0.1)
 
 
-def test_the_setting_feedback_selects_the_threshold_controller() -> None:
+def test_the_feedback_setting_selects_the_threshold_controller() -> None:
     def feedback(name: str) -> Any:
         settings = LpssSettings(0.9, 1.3, drop="threshold", feedback=name, feedback_gain=0.2)
         return lpss(mlp(20, 8, 4), settings, total_steps=10).topology
@@ -179,7 +181,7 @@ def test_default_exponent_is_the_theorys() -> None:
         assert group["p"] == pytest.approx(p, abs=1e-3)
 
 
-def test_a_loop_of_ones_own_reaches_exactly_its_target_and_learns() -> None:
+def test_a_users_training_loop_reaches_exactly_its_target_and_learns() -> None:
     x, y = blobs(n=800, features=30, classes=10)
     held_x, held_y = x[::4], y[::4]
     kept = torch.arange(800) % 4 != 0
@@ -229,7 +231,7 @@ def test_the_published_learning_rate_peaks_after_a_sixth_of_the_training() -> No
     assert sparse.learning_rate(1 - 3 / 50) == pytest.approx(0.002)
 
 
-def test_the_published_learning_rate_knows_how_long_the_training_is() -> None:
+def test_the_published_learning_rate_depends_on_the_number_of_epochs() -> None:
     params = {**GOOD, "learning_rate": "published"}
     for given, epochs in (({}, 250), ({"knots_for_epochs": 40}, 40)):
         sparse = METHODS["lpss"].build(
@@ -265,12 +267,12 @@ def test_an_exported_network_has_its_gains_in_its_weights() -> None:
     ("name", "value"),
     [("p_early", 1.0), ("p_early", "1.2"), ("early_layers", 0), ("learning_rate", "fast"), ("knots_for_epochs", 0)],
 )
-def test_invalid_early_layer_and_learning_rate_settings_are_named(name: str, value: object) -> None:
+def test_errors_name_invalid_early_layer_and_learning_rate_settings(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         LpssSettings(0.9, 1.3, **{name: value})  # type: ignore[arg-type]
 
 
-def test_parameter_names_with_a_dot_are_parts_of_one_value() -> None:
+def test_parameters_with_a_dot_in_their_names_form_one_nested_value() -> None:
     params = {"p": 1.4, "threshold.start": 0.2, "threshold.end": 0.7}
     assert nested(params) == {"p": 1.4, "threshold": {"start": 0.2, "end": 0.7}}
     assert nested({}) == {}
@@ -300,13 +302,13 @@ def test_configure_makes_settings_and_refuses_unknown_parameters(name: str) -> N
         ({"at1": 0.0, "value1": 0.2}, "threshold"),
     ],
 )
-def test_bad_parts_of_a_schedule_name_the_part(threshold: dict[str, Any], said: str) -> None:
+def test_errors_of_invalid_schedules_name_the_invalid_setting(threshold: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=rf"^{said} ") as error:
         LpssSettings(**{**GOOD, "threshold": threshold})
     assert "\n" not in str(error.value)
 
 
-def test_a_schedule_can_be_an_object_a_mapping_named_parts_or_a_shape() -> None:
+def test_a_schedule_can_be_an_object_a_mapping_dotted_parameters_or_a_shape() -> None:
     whole = LpssSettings(0.9, 1.3, threshold=Schedule("linear", 0.2, 0.0, 0.1, 0.6))
     assert LpssSettings(0.9, 1.3, threshold={"shape": "linear", "end": 0.6}) == whole
     parts = {"final_sparsity": 0.9, "p": 1.3, "threshold.shape": "linear", "threshold.end": 0.6}
@@ -327,12 +329,12 @@ def test_a_schedule_can_be_an_object_a_mapping_named_parts_or_a_shape() -> None:
         ("learning_rate", {"at1": 0.0, "value1": "high"}, "learning_rate.value1"),
     ],
 )
-def test_bad_schedules_of_p_and_the_learning_rate_are_named(name: str, value: Any, said: str) -> None:
+def test_errors_name_invalid_schedules_of_p_and_the_learning_rate(name: str, value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^{said}"):
         LpssSettings(**{**GOOD, name: value})
 
 
-def test_p_can_move_and_the_weights_stay_on_its_sphere() -> None:
+def test_weights_stay_on_the_sphere_of_p_while_p_changes() -> None:
     p = {"at1": 0.0, "value1": 1.9, "at2": 0.5, "value2": 1.3}
     model = mlp(20, 8, 4)
     sparse = lpss(model, LpssSettings(0.8, p, threshold={"begin": 0.2, "end": 0.6}), total_steps=20)

@@ -99,7 +99,7 @@ def test_threshold_adaptation_begins_dense_too() -> None:
     assert sparse.topology.feedback.reference(0.0) == 0.0  # type: ignore[attr-defined]
 
 
-def test_snip_goes_by_its_own_criterion() -> None:
+def test_snip_chooses_masks_by_products_of_weights_and_gradients() -> None:
     model = mlp(20, 30, 4)
     weights = [layer.weight.detach().clone() for layer in prunable_layers(model)]
     sparse = build("snip", model)
@@ -139,9 +139,7 @@ def test_masks_moved_before_a_step_do_not_move_again_in_this_step() -> None:
         (torch.float64, torch.float64),  # in float32 the weights would lose half of their digits in the first step
     ],
 )
-def test_v_and_gain_have_at_least_float32_and_no_weight_changes_at_the_start(
-    dtype: torch.dtype, kept: torch.dtype
-) -> None:
+def test_v_and_gain_are_at_least_float32_and_the_start_changes_no_weight(dtype: torch.dtype, kept: torch.dtype) -> None:
     model = mlp(20, 30, 12, 4).to(dtype)
     before = copy.deepcopy(model.state_dict())
     sparse = lpss(model, LpssSettings(0.0, 1.05), total_steps=STEPS, trained=True)

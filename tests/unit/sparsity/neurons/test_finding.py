@@ -41,7 +41,7 @@ def whole(groups: NeuronGroups) -> dict[str, str]:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_only_the_last_layer_stays_whole(make: Callable[[], nn.Module], example: Tensor, count: int) -> None:
+def test_only_the_last_layer_keeps_all_its_neurons(make: Callable[[], nn.Module], example: Tensor, count: int) -> None:
     model = make()
     layers = prunable_layers(model)
     groups = groups_of(model, example)
@@ -49,7 +49,7 @@ def test_only_the_last_layer_stays_whole(make: Callable[[], nn.Module], example:
     assert groups.count == count
 
 
-def test_the_hidden_neurons_of_a_transformer_are_found_and_the_rest_is_named() -> None:
+def test_only_the_hidden_neurons_of_a_transformer_are_removable() -> None:
     groups = groups_of(networks.Vit(), IMAGES)
     assert groups.count == 2 * 64
     named = whole(groups)
@@ -58,7 +58,7 @@ def test_the_hidden_neurons_of_a_transformer_are_found_and_the_rest_is_named() -
     assert "blocks.0.mlp.0.weight" not in named
 
 
-def test_attention_and_recurrent_layers_stay_whole() -> None:
+def test_attention_and_recurrent_layers_keep_all_their_neurons() -> None:
     groups = groups_of(networks.encoder(), torch.randn(3, 5, 6))
     assert groups.count == 24 + 8
     assert whole(groups) == {
@@ -102,7 +102,7 @@ def test_attention_and_recurrent_layers_stay_whole() -> None:
         (lambda x: x.sum(1, keepdim=True), 1, "torch-pruning does not follow its outputs to head"),
     ],
 )
-def test_a_layer_whose_neurons_cannot_be_removed_stays_whole_with_a_reason(
+def test_a_layer_that_keeps_all_its_neurons_is_listed_with_the_reason(
     function: Callable[[Tensor], Tensor], width: int, reason: str
 ) -> None:
     groups = groups_of(networks.Computed(function, width), ROWS)
@@ -129,7 +129,7 @@ def test_neurons_stay_if_the_layer_that_reads_them_is_not_pruned() -> None:
     assert groups.count == 0
 
 
-def test_a_layer_with_a_shared_weight_stays_whole() -> None:
+def test_a_layer_with_a_shared_weight_keeps_all_its_neurons() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     model[2].weight = model[0].weight
     assert whole(groups_of(model, ROWS))["0.weight"] == "several modules share its weight"
@@ -155,7 +155,7 @@ def test_finding_neurons_does_not_change_the_network() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_a_network_that_cannot_be_traced_stays_whole() -> None:
+def test_a_network_that_cannot_be_traced_keeps_all_its_neurons() -> None:
     class Broken(networks.Computed):
         def forward(self, x: Tensor) -> Tensor:
             if x.requires_grad:

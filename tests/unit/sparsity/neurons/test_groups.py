@@ -79,7 +79,7 @@ def test_importance_multiplies_the_mean_squares_of_the_row_and_the_column() -> N
     torch.testing.assert_close(GROUPS.importance(LOGS), values_of(LOGS), rtol=1e-5, atol=0)
 
 
-def test_the_factor_of_a_following_normalisation_replaces_the_row_weights() -> None:
+def test_importance_uses_a_following_normalisations_factor_and_not_the_row() -> None:
     model = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, OUTPUTS))
     groups, logs = found(model, torch.randn(3, INPUTS))
     factors = normal(5, 8)
@@ -115,7 +115,7 @@ def test_every_layer_keeps_a_neuron() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.7))
-def test_bundled_layers_keep_a_multiple_of_four_neurons_or_all(seed: int, sparsity: float) -> None:
+def test_layers_with_bundles_of_four_keep_a_multiple_of_four_neurons_or_all(seed: int, sparsity: float) -> None:
     logs = [normal(seed + at, *log.shape).float() for at, log in enumerate(LOGS)]
     groups = GROUPS.bundled(4)
     first, second = neurons_left(groups.masks(logs, sparsity))
@@ -209,7 +209,7 @@ def test_a_selection_by_multiply_adds_ends_within_one_channel_below_the_limit() 
         assert macs - largest < uses.macs(counts) <= macs
 
 
-def test_a_limit_of_multiply_adds_below_all_networks_gives_the_smallest() -> None:
+def test_a_multiply_add_limit_below_all_networks_selects_the_smallest_network() -> None:
     model, example = networks.lenet(), torch.randn(2, 1, 28, 28)
     layers = prunable_layers(model, sphere=False)
     groups, logs = found(model, example)

@@ -71,7 +71,7 @@ def nonzero(sparse: SparseTraining) -> int:
 
 @pytest.mark.parametrize("network", [mlp, convolutions])
 @pytest.mark.parametrize("method", ["lpss", "gmp"])
-def test_a_training_with_fewer_neurons_is_that_of_the_smaller_network(method: str, network: Network) -> None:
+def test_a_training_with_fewer_neurons_equals_a_training_of_the_smaller_network(method: str, network: Network) -> None:
     x, model = examples(network), seeded(network)
     rules = rules_of(model, x)
     every = sum(layer.weight.numel() for layer in prunable_layers(model))
@@ -121,7 +121,7 @@ def test_a_trained_network_keeps_its_most_important_neurons() -> None:
     assert sparse.masks[0].any(1).nonzero().flatten().tolist() == important
 
 
-def test_lpss_finds_the_neurons_from_an_example_input() -> None:
+def test_lpss_finds_removable_neurons_by_means_of_an_example_input() -> None:
     model = seeded(mlp)
     settings = LpssSettings(0.97, 1.5, width=WIDTH)
     sparse = lpss(model, settings, total_steps=10, example=examples(mlp))

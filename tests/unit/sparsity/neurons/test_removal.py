@@ -122,7 +122,7 @@ def test_concatenated_channels_before_a_flattening_stay() -> None:
     assert groups.count == 16
 
 
-def test_a_network_that_torch_pruning_cannot_trace_stays_whole_with_this_reason() -> None:
+def test_failed_tracing_is_the_reason_why_a_network_keeps_all_its_neurons() -> None:
     model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).eval()
     groups = neuron_groups(model, prunable_layers(model), torch.randn(2, 3, 32, 32))
     assert groups.count == 0
@@ -165,7 +165,7 @@ ENDLESS = Plan(
 )
 
 
-def test_a_network_with_a_cycle_of_channel_indices_stays_whole() -> None:
+def test_a_network_with_a_cycle_of_channel_indices_keeps_all_its_neurons() -> None:
     torch.manual_seed(1683)
     model, example = ENDLESS.make().eval(), ENDLESS.prepare(ENDLESS.batch(4, 1683))
     groups = neuron_groups(model, prunable_layers(model, ENDLESS.rules, sphere=False), example)

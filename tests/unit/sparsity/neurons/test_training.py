@@ -94,7 +94,7 @@ def test_a_training_ends_with_fewer_neurons(method: str, settings: dict[str, Any
 
 
 @pytest.mark.parametrize(("pattern", "stay"), [("neurons", 12), ("neurons:8", 8), ("neurons:5", 10)])
-def test_lpss_finds_the_neurons_from_an_example_input(pattern: str, stay: int) -> None:
+def test_lpss_finds_removable_neurons_by_means_of_an_example_input(pattern: str, stay: int) -> None:
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
     rules = LayerRules(pattern=pattern)  # type: ignore[arg-type]
     sparse = lpss(model, total_steps=1, sparsity=0.5, rules=rules, example=torch.randn(2, 20))
@@ -102,7 +102,7 @@ def test_lpss_finds_the_neurons_from_an_example_input(pattern: str, stay: int) -
     assert int(sparse.masks[0].any(1).sum()) == stay
 
 
-def test_unknown_neurons_and_a_sparsity_above_the_highest_are_refused() -> None:
+def test_unknown_neurons_and_a_sparsity_that_is_too_high_are_refused() -> None:
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
     rules = LayerRules(pattern="neurons")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pattern neurons: the network's neurons are not known"):

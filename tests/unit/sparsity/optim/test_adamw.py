@@ -27,7 +27,7 @@ def split(count: int = 64, seed: int = 0) -> Split:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_ordinary_group_takes_adamws_step(dtype: torch.dtype) -> None:
+def test_a_parameter_group_without_a_sphere_takes_the_step_of_adamw(dtype: torch.dtype) -> None:
     ours, theirs = (
         [nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).to(dtype)), nn.Parameter(torch.ones(4, dtype=dtype))]
         for _ in range(2)
@@ -80,7 +80,7 @@ def test_a_nan_gradient_raises_an_error_before_a_weight_changes() -> None:
 
 
 @pytest.mark.parametrize("method", MASKED)
-def test_every_method_with_adamw_learns_ends_on_its_target_and_resumes(method: str) -> None:
+def test_every_method_with_adamw_reaches_its_target_and_learns_and_resumes(method: str) -> None:
     space = load_space(f"{method}+adamw", 0.5)
     params = {**space.centre(), **(space.first[0] if space.first else {})}
     params = {key: value for key, value in params.items() if space.applies(key, params)}

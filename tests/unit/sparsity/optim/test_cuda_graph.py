@@ -89,7 +89,7 @@ def test_changed_learning_rates_of_numpy_types_are_copied_to_the_tensors() -> No
             assert (group["lr"].item(), group["p"].item()) == (lr, 1.5)
 
 
-def test_device_scalars_do_not_belong_to_new_or_added_groups() -> None:
+def test_device_scalars_detect_that_the_optimizers_groups_have_changed() -> None:
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params[:2], p=1.5)
     numbers = DeviceScalars(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
@@ -110,7 +110,7 @@ def test_groups_contain_plain_numbers_again_after_a_failed_step() -> None:
     assert isinstance(optimizer.param_groups[0]["lr"], float)
 
 
-def test_the_number_arrangement_changes_when_the_optimizers_tensors_change() -> None:
+def test_the_optimizers_arrangement_number_changes_with_its_tensors() -> None:
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params, p=1.5, foreach=True)
     masks = {param: torch.ones_like(param) for param in params}

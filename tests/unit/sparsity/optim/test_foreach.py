@@ -71,7 +71,7 @@ def rounding(dtype: torch.dtype) -> float:
 )
 @example(1.02, torch.float32, [3, 4], (-12.0, 12.0), 0.1, 0.9, False, 0.5, 0)
 @example(1.02, torch.bfloat16, [2, 3, 2, 2, 2], (12.0, -12.0), LR_MAX, 0.9, True, 0.5, 1)
-def test_steps_equal_float64_over_all_that_is_supported(
+def test_steps_equal_float64_steps_for_all_supported_dtypes_and_exponents(
     p: float,
     dtype: torch.dtype,
     shape: list[int],
@@ -107,7 +107,7 @@ def test_steps_equal_float64_over_all_that_is_supported(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("p", [1.02, 1.07, 1.4, 2.0])
 @pytest.mark.parametrize("fan_in", [2, 3, 100_000])
-def test_steps_equal_float64_for_fan_ins_from_2_to_100000(fan_in: int, p: float, dtype: torch.dtype) -> None:
+def test_steps_equal_float64_steps_for_fan_ins_from_2_to_100000(fan_in: int, p: float, dtype: torch.dtype) -> None:
     start = normal(0, 2, fan_in).to(dtype)
     param = nn.Parameter(start.clone())
     optimizer = LpSGD([param], 0.1, p=p)

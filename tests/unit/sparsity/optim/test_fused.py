@@ -89,7 +89,7 @@ def close(single: Tensor, double: Tensor) -> None:
     assert torch.allclose(single.double(), double, rtol=1e-3, atol=1e-5), (single.double() - double).abs().max()
 
 
-def test_reading_the_state_changes_no_step_and_changing_it_takes_effect() -> None:
+def test_reading_v_changes_no_step_and_a_new_v_takes_effect() -> None:
     read, quiet = make(0, p=1.4, gain=True), make(0, p=1.4, gain=True)
     for params, optimizer in (read, quiet):
         optimizer.set_masks(dict(zip(params, masks(1, 0.2), strict=True)))

@@ -98,7 +98,7 @@ def test_norms_stay_at_one_through_a_training(p: float) -> None:
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e3, 1e8, 1e-30, 1e30])
-def test_scale_of_the_gradients_does_not_count(scale: float, nesterov: bool) -> None:
+def test_steps_do_not_depend_on_the_scale_of_the_gradients(scale: float, nesterov: bool) -> None:
     ends = []
     for factor in (1.0, scale):
         param = nn.Parameter(normal(0, 4, 200, dtype=torch.float32))
