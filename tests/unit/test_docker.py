@@ -138,7 +138,7 @@ SERVICE = {
 }  # fmt: skip
 
 
-def test_every_service_secret_and_volume_that_compose_names_is_defined() -> None:
+def test_compose_defines_every_secret_and_volume_that_a_service_uses() -> None:
     services: dict[str, dict[str, Any]] = COMPOSE["services"]
     assert {"head", "worker", "mlflow", "db"} == set(services)
     for name, service in services.items():
@@ -196,7 +196,7 @@ def test_the_kuberay_job_has_the_tested_ray_version_and_token_authentication() -
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", group["groupName"])
 
 
-def test_every_pod_mounts_the_claim_runs_the_image_and_is_not_root() -> None:
+def test_every_pod_mounts_the_volume_claim_and_runs_the_image_as_non_root() -> None:
     assert len(pods()) >= 2
     for pod in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True

@@ -125,7 +125,7 @@ def test_the_example_of_an_own_experiment_can_be_searched(mine: Path, monkeypatc
     assert (folder / "best" / "model.safetensors").is_file()
 
 
-def test_the_page_of_the_command_names_every_method_column_and_format() -> None:
+def test_the_page_of_the_command_names_all_methods_columns_and_formats() -> None:
     page = PAGES["docs/command.md"]
     columns = {*LEADING_COLUMNS, *TRAILING_COLUMNS}
     missing = [name for name in (*METHODS, *columns, *SUFFIXES) if f"`{name}`" not in page]
@@ -203,7 +203,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: str, link: str) -> None:
         assert anchor in anchors(file.relative_to(ROOT).as_posix())
 
 
-def test_the_guide_to_own_loops_changes_few_lines_of_a_script() -> None:
+def test_the_guide_to_own_training_loops_adds_few_lines_to_a_script() -> None:
     diffs = re.findall(r"^```diff\n(.*?)^```", PAGES["docs/own-loop.md"], re.MULTILINE | re.DOTALL)
     # The page names these numbers of lines.
     assert [len(re.findall(r"^\+", diff, re.MULTILINE)) for diff in diffs] == [7, 3, 5]

@@ -60,7 +60,7 @@ def test_a_layer_below_its_minimum_gets_weights_from_the_surplus_of_other_layers
     assert sum(layer_counts(layers, 0.995, "uniform", a_neuron=1)) == 169
 
 
-def test_erk_densities_are_proportional_to_sum_over_product() -> None:
+def test_erk_densities_are_proportional_to_sum_over_product_of_dimensions() -> None:
     layers = [torch.Size((300, 784)), torch.Size((100, 300)), torch.Size((64, 32, 3, 3))]
     counts = layer_counts(layers, 0.9, "erk")
     ratios = [count / math.prod(s) / (sum(s) / math.prod(s)) for count, s in zip(counts, layers, strict=True)]

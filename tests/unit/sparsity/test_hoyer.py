@@ -55,7 +55,7 @@ def test_hoyer_has_a_value_for_each_row_of_a_tensor_of_three_dimensions() -> Non
 
 
 @given(st.integers(0, 2**32), st.integers(2, 200), st.floats(-30, 30))
-def test_scale_does_not_count_and_values_lie_between_0_and_1(seed: int, n: int, exponent: float) -> None:
+def test_hoyer_does_not_change_with_scale_and_lies_between_0_and_1(seed: int, n: int, exponent: float) -> None:
     w = torch.randn(4, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
     value = hoyer(w)
     assert torch.allclose(hoyer((w.double() * 10.0**exponent).float()), value, atol=1e-5)

@@ -238,13 +238,13 @@ def test_the_error_about_a_layer_class_that_matches_no_weight_names_the_class() 
         prunable_layers(perceptron(), LayerRules(off_sphere=(nn.Conv2d,)))
 
 
-def test_nothing_left_to_prune_is_refused() -> None:
+def test_rules_that_leave_no_layer_to_prune_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to prune"):
         prunable_layers(nn.Sequential(nn.Linear(4, 5)), LayerRules(dense=("*",)))
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
+def test_no_method_prunes_weights_that_a_rule_keeps_dense(name: str) -> None:
     rules = LayerRules(dense=("2.*",))
     model, params = perceptron(), {"p": 1.3} if name == "lpss" else {}
     if name != "dense":

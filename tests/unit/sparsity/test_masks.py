@@ -127,7 +127,7 @@ def test_equal_scores_still_give_the_exact_count() -> None:
         assert sum(int(mask.sum()) for mask in masks) == keep
 
 
-def test_scores_of_minus_infinity_are_kept_last() -> None:
+def test_scores_of_minus_infinity_rank_below_all_finite_scores() -> None:
     scores = torch.tensor([-math.inf, 1.0, -math.inf, -5.0])
     assert keep_largest([scores], 2)[0].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert keep_largest([scores], 3)[0].sum() == 3

@@ -36,7 +36,7 @@ def test_complex_weights_stay_dense() -> None:
     assert left_dense(model) == [("0.weight", "not floating-point", 12)]
 
 
-def test_a_weight_masked_by_torch_prune_stays_dense_and_the_reason_names_remove() -> None:
+def test_a_weight_masked_by_torch_prune_stays_dense_until_its_mask_is_removed() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     prune.l1_unstructured(model[0], "weight", 0.5)
     (dense,) = left_dense(model)

@@ -66,7 +66,7 @@ def test_weights_without_overlap_in_memory_are_prunable(name: str) -> None:
     )
 
 
-def test_a_frozen_bias_may_be_expanded() -> None:
+def test_a_frozen_bias_made_by_torch_expand_is_accepted() -> None:
     model = expanded("bias")
     model.bias.requires_grad_(False)
     assert [layer.name for layer in prunable_layers(model)] == ["weight"]

@@ -68,7 +68,7 @@ def test_the_rows_of_a_transposed_convolution_follow_its_definition() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_turned_back_inverts_turned_and_rows(name: str) -> None:
+def test_conversion_to_rows_and_back_restores_a_weight(name: str) -> None:
     weight, orientation = one(LAYERS[name][0]())
     assert torch.equal(orientation.turned_back(orientation.turned(weight), weight.shape), weight)
     assert torch.equal(orientation.turned_back(orientation.rows(weight).clone(), weight.shape), weight)
@@ -121,7 +121,7 @@ def test_an_oriented_weight_is_trained_like_a_matrix_with_the_same_rows(
 
 
 @pytest.mark.parametrize("name", ["Conv1D", "ConvTranspose2d", "ConvTranspose2d grouped"])
-def test_ungrouped_layers_are_stored_in_row_order_until_the_last_step(name: str) -> None:
+def test_rows_of_ungrouped_weights_are_contiguous_until_training_ends(name: str) -> None:
     layer, shape, _ = LAYERS[name]
     model = nn.Sequential(layer(), nn.Flatten())
     model.append(nn.Linear(model(torch.ones(shape)).shape[1], 2))

@@ -112,12 +112,12 @@ def test_the_last_layers_are_found_in_the_autograd_graph(name: str) -> None:
     assert torch.equal(generator, torch.get_rng_state())
 
 
-def test_the_last_layer_is_found_with_integer_inputs_and_a_tied_embedding() -> None:
+def test_the_last_layer_is_found_if_inputs_are_integers_and_weights_are_tied() -> None:
     model = Tied()
     assert with_last_layer(LayerRules(), model, torch.tensor([[1, 2], [3, 4]])).last == ("head.weight",)
 
 
-def test_the_last_layer_is_found_with_an_example_of_keyword_inputs() -> None:
+def test_the_last_layer_is_found_if_the_example_is_a_dict_of_keyword_inputs() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -149,7 +149,7 @@ def test_rules_of_the_user_override_the_autograd_graph() -> None:
         assert [layer.name for layer in layers if not layer.sphere] == ["one.weight"]
 
 
-def test_lpss_finds_the_last_layer_with_an_example_input() -> None:
+def test_lpss_uses_an_example_input_to_find_the_last_layer() -> None:
     model = HeadFirst()
     sparse = lpss(model, total_steps=2, example=torch.randn(4, 6))
     assert isinstance(sparse.optimizer, LpSGD)

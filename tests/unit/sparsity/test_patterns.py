@@ -48,7 +48,7 @@ def blocks_of(mask: Tensor, block: Block) -> list[Tensor]:
 @examples(150)
 @given(some_of, st.lists(st.tuples(st.integers(1, 8), st.integers(1, 6), kernels), min_size=1, max_size=4), seeds,
        st.floats(0, 1), distributions, st.booleans(), st.lists(st.booleans(), min_size=4, max_size=4))  # fmt: skip
-def test_n_of_m_holds_and_the_total_is_exact_at_its_lowest_sparsity_and_above(
+def test_n_of_m_masks_are_exact_if_sparsity_is_at_least_1_minus_n_over_m(
     pair: tuple[int, int],
     sizes: list[tuple[int, int, tuple[int, ...]]],
     seed: int,
@@ -68,13 +68,13 @@ def test_n_of_m_holds_and_the_total_is_exact_at_its_lowest_sparsity_and_above(
     assert all(group.sum() <= pattern.n for mask in masks for group in groups_of(mask, pattern.m))
 
 
-def test_n_of_m_keeps_the_largest_of_each_group_at_its_least_sparsity() -> None:
+def test_n_of_m_keeps_the_n_largest_of_each_group_at_sparsity_1_minus_n_over_m() -> None:
     weight = torch.tensor([[4.0, 1.0, 3.0, 2.0, 8.0, 7.0, 6.0, 5.0], [1.0, 2.0, 3.0, 4.0, 0.0, 9.0, 0.5, 0.1]])
     (mask,) = Selection(pattern=NofM(2, 4))([weight.log2()], [False], 0.5)
     assert mask.tolist() == [[1, 0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 1, 1, 0]]
 
 
-def test_below_its_lowest_sparsity_n_of_m_prunes_the_smallest_forbidden_weights() -> None:
+def test_n_of_m_prunes_small_surplus_weights_below_sparsity_1_minus_n_over_m() -> None:
     weight = torch.tensor([[4.0, 1.0, 3.0, 2.0, 8.0, 7.0, 6.0, 5.0]])  # not allowed: 1, 2, 6, 5
     selection = Selection(pattern=NofM(2, 4))
     zeros = [selection([weight.log2()], [False], k / 8)[0] for k in range(5)]
@@ -102,7 +102,7 @@ def test_blocks_are_pruned_whole_and_a_global_total_is_exact_to_one_block(
 
 
 @given(blocks, st.integers(2, 9), st.integers(2, 9), kernels, seeds)
-def test_a_blocks_rank_is_the_root_mean_square_of_its_weights(
+def test_the_rank_of_a_block_is_the_root_mean_square_of_its_weights(
     pair: tuple[int, int], rows: int, inputs: int, kernel: tuple[int, ...], seed: int
 ) -> None:
     pattern, weight = Block(*pair), normal(seed, rows, inputs, *kernel).double()
@@ -224,6 +224,6 @@ def test_small_layers_keep_a_block_and_the_total_stays_exact_to_one_block() -> N
     assert sum(int(mask.sum()) for mask in masks) <= 51
 
 
-def test_least_weights_is_the_size_of_a_block() -> None:
+def test_a_layer_pruned_in_blocks_needs_at_least_one_block_of_weights() -> None:
     assert math.prod((4, 2)) == Block(4, 2).least_weights(torch.Size((10, 10)))
     assert NofM(2, 4).least_weights(torch.Size((10, 8))) == UNSTRUCTURED.least_weights(torch.Size((10, 8))) == 0

@@ -141,7 +141,7 @@ def test_pruned_weights_are_zero_after_every_step(p: float) -> None:
 
 
 @pytest.mark.parametrize("drop", ["ramp", "threshold"])
-def test_mask_does_not_move_once_it_is_fixed(drop: str) -> None:
+def test_masks_do_not_change_after_they_are_frozen(drop: str) -> None:
     model = mlp(20, 64, 32, 4)
     settings = LpssSettings(0.9, 1.3, sphere_lr=0.05, drop=drop, threshold_interval=1)
     sparse = lpss(model, settings, total_steps=100)
@@ -235,7 +235,7 @@ def test_a_training_does_not_change_the_masks_that_it_was_given() -> None:
 # ---- projected()
 
 
-def test_projected_gives_the_network_its_final_sparsity_and_then_restores_it() -> None:
+def test_the_context_manager_projected_prunes_a_network_and_then_restores_it() -> None:
     model = mlp(20, 64, 32, 4)
     sparse = lpss(model, LpssSettings(0.9, 1.3, sphere_lr=0.05), total_steps=400)
     train(model, sparse, 0, 100)

@@ -89,7 +89,7 @@ def test_without_a_minimum_per_neuron_the_largest_weights_of_all_layers_stay(
 
 
 @given(seeds, st.booleans())
-def test_masked_weights_are_chosen_last(seed: int, normalised: bool) -> None:
+def test_masked_weights_are_kept_only_if_all_active_weights_are_kept(seed: int, normalised: bool) -> None:
     logs = layers(seed, [(6, 10), (8, 5)])
     logs[0][0] = -math.inf  # weights of zero that are active
     active = [(normal(seed + 50 + k, *log.shape) > 0).float() for k, log in enumerate(logs)]
@@ -100,14 +100,14 @@ def test_masked_weights_are_chosen_last(seed: int, normalised: bool) -> None:
 
 
 @pytest.mark.parametrize("distribution", ["erk", "uniform"])
-def test_every_layer_has_what_its_distribution_gives_it(distribution: str) -> None:
+def test_the_distribution_determines_the_number_of_weights_in_each_layer(distribution: str) -> None:
     logs = [normal(0, 300, 784), 5 + normal(1, 100, 300), normal(2, 10, 100)]
     masks = Selection(distribution, a_neuron=1)(logs, [True, True, False], 0.9)
     assert [int(mask.sum()) for mask in masks] == layer_counts([log.shape for log in logs], 0.9, distribution)
 
 
 @pytest.mark.parametrize("distribution", ["global", "erk", "uniform"])
-def test_no_depthwise_filter_dies_where_each_can_have_a_weight(distribution: str) -> None:
+def test_every_depthwise_filter_keeps_a_weight_if_enough_weights_are_kept(distribution: str) -> None:
     pointwise, depthwise = normal(0, 128, 128, 1, 1), normal(1, 128, 1, 3, 3) - 20
     masks = Selection(distribution, a_neuron=1)([pointwise, depthwise], [False, False], 0.95)
     assert all((mask.flatten(1).sum(1) > 0).all() for mask in masks)
@@ -138,7 +138,7 @@ def test_weights_of_zero_have_the_lowest_score() -> None:
 
 
 @given(seeds, st.floats(-60, 60))
-def test_lamp_score_against_its_definition(seed: int, shift: float) -> None:
+def test_lamp_score_equals_its_definition(seed: int, shift: float) -> None:
     weights = normal(seed, 5, 6)
     squares = weights.flatten().square().tolist()
     expected = [one / math.fsum(other for other in squares if other >= one) for one in squares]
@@ -158,7 +158,7 @@ def test_half_precisions_are_scored_in_single_precision() -> None:
 @pytest.mark.parametrize(
     ("norm", "normalised"), [(nn.BatchNorm1d(5), True), (nn.LayerNorm(5), True), (nn.Identity(), False)]
 )
-def test_networks_with_normalisation_layers_compare_normalised_scores(norm: Any, normalised: bool) -> None:
+def test_scores_are_normalised_if_the_network_has_normalisation_layers(norm: Any, normalised: bool) -> None:
     model = nn.Sequential(nn.Linear(5, 5), norm, nn.Linear(5, 2))
     assert selection_for(model, "erk") == Selection("erk", 1, normalised)
 
@@ -166,7 +166,7 @@ def test_networks_with_normalisation_layers_compare_normalised_scores(norm: Any,
 @pytest.mark.parametrize(
     ("distribution", "sparsity", "floor"), [("global", 0.98, 1), ("global", 0.99, 0), ("erk", 0.99, 1)]
 )
-def test_a_global_selection_drops_a_minimum_above_half_of_the_kept_weights(
+def test_global_selection_has_no_minimum_per_neuron_at_very_high_sparsity(
     distribution: str, sparsity: float, floor: int
 ) -> None:
     # The network has 410 neurons. 1004 weights stay nonzero at sparsity .98, and 502 at .99.
@@ -175,7 +175,7 @@ def test_a_global_selection_drops_a_minimum_above_half_of_the_kept_weights(
 
 
 @given(st.integers(2, 120), st.integers(0, 2**31), st.integers(1, 9))
-def test_fitted_masks_drop_only_as_many_weights_as_the_limit_requires(most: int, seed: int, share: int) -> None:
+def test_fitted_masks_keep_the_largest_allowed_number_of_weights(most: int, seed: int, share: int) -> None:
     """`excess` returns only a part of the number of surplus weights, as a rough estimate does."""
     generator = Generator().manual_seed(seed)
     scores = [torch.rand(10, 8, generator=generator), torch.rand(5, 8, generator=generator)]
@@ -189,7 +189,7 @@ def test_fitted_masks_drop_only_as_many_weights_as_the_limit_requires(most: int,
     assert all(torch.equal(found, one) for found, one in zip(masks, expected, strict=True))
 
 
-def test_one_weight_per_layer_stays_if_no_mask_meets_the_limit() -> None:
+def test_fitted_masks_keep_one_weight_per_layer_if_no_mask_is_sparse_enough() -> None:
     scores = [torch.rand(10, 8), torch.rand(5, 8)]
     masks = fitted(lambda sparsity: Selection()(scores, [True, True], sparsity), 0.2, lambda masks: 5)
     assert [int(mask.sum()) for mask in masks] == [1, 1]

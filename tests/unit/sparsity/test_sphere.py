@@ -50,7 +50,7 @@ def test_exponents_out_of_range_are_refused(p: float) -> None:
         check_p(torch.tensor([1.5, p]))
 
 
-def test_exponents_in_range_are_given_back() -> None:
+def test_exponents_in_range_are_returned_unchanged() -> None:
     assert check_p(P_MIN) == P_MIN
     assert check_p(P_MAX) == P_MAX
     several = torch.tensor([1.02, 2.0], dtype=torch.float64)
@@ -58,13 +58,13 @@ def test_exponents_in_range_are_given_back() -> None:
 
 
 @given(exponents, seeds, fan_ins)
-def test_from_dual_inverts_to_dual(p: float, seed: int, n: int) -> None:
+def test_weights_are_restored_from_their_dual_image(p: float, seed: int, n: int) -> None:
     w = normal(seed, 3, n)
     assert torch.allclose(from_dual(to_dual(w, p), p), w, rtol=1e-12, atol=0)
 
 
 @given(st.floats(1.1, P_MAX), seeds)
-def test_from_dual_inverts_to_dual_in_float32(p: float, seed: int) -> None:
+def test_weights_are_restored_from_their_dual_image_in_float32(p: float, seed: int) -> None:
     w = normal(seed, 3, 50, dtype=torch.float32)
     # w = |v|^(1/(p-1)), so a relative error of v is 1/(p-1) times as large in w.
     assert torch.allclose(from_dual(to_dual(w, p), p), w, rtol=8 * 1.2e-7 / (p - 1), atol=0)
@@ -125,7 +125,7 @@ def test_rows_of_zeros_stay_zero_and_finite(p: float) -> None:
 
 
 @given(exponents, seeds, st.integers(2, 100))
-def test_stationary_point_minimises_on_the_sphere(p: float, seed: int, n: int) -> None:
+def test_the_stationary_point_minimises_a_linear_loss_on_the_sphere(p: float, seed: int, n: int) -> None:
     g = normal(seed, n)
     w = from_dual(stationary_dual(g, p), p)
     best = -reference_norm(g, p / (p - 1)).item()
@@ -150,13 +150,13 @@ def test_an_exponent_for_each_row_gives_the_same_as_a_loop_over_the_rows(each: l
                 assert torch.allclose(together[i, j], alone, rtol=1e-12, atol=1e-300), function.__name__
 
 
-def test_one_exponent_for_each_network_broadcasts_over_its_rows() -> None:
+def test_each_network_of_a_batch_can_have_its_own_exponent() -> None:
     p = torch.tensor([1.2, 1.7], dtype=torch.float64).view(2, 1)  # two networks of 4 neurons of 5 weights
     x = normal(0, 2, 4, 5)
     assert torch.allclose(project(x, p)[1], project(x[1], 1.7), rtol=1e-12)
 
 
-def test_small_entries_of_v_underflow_to_zeros_of_w() -> None:
+def test_small_entries_of_a_dual_image_underflow_to_zero_weights() -> None:
     v = torch.tensor([6.8e-4, 9e-4, 1.0])
     w = from_dual(v, 1.07)
     assert w[0] == 0.0

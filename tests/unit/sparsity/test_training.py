@@ -58,7 +58,7 @@ def test_momentum_of_dropped_weights_is_cleared() -> None:
     assert state[model[0].weight]["momentum_buffer"][0, 0] != 0
 
 
-def test_latent_of_a_dropped_connection_decays_and_comes_back() -> None:
+def test_a_weight_that_regrows_starts_from_its_decayed_dual_value() -> None:
     script = {5: without((0, 0), (0, 1)), 15: without()}
     model, sparse, _ = scripted(script, momentum=0.0)
     weight, q = model[0].weight, 1.4 / 0.4
@@ -84,7 +84,7 @@ def test_latent_of_a_dropped_connection_decays_and_comes_back() -> None:
     assert (weight[0, :2] != 0).all()
 
 
-def test_dense_latent_goes_on_learning_while_it_is_dropped() -> None:
+def test_a_dropped_weight_continues_to_learn_if_dense_latent_is_true() -> None:
     ends = []
     for dense in (True, False):
         model, sparse, _ = scripted({0: without((0, 0))}, dense_latent=dense)
@@ -108,7 +108,7 @@ def test_the_gain_of_a_neuron_without_connections_is_not_trained() -> None:
     assert (gain[:4] != first[:4]).all()
 
 
-def test_a_dense_latent_keeps_momentum_on_the_sphere_but_not_in_other_layers() -> None:
+def test_dense_latent_keeps_momentum_of_dropped_weights_only_on_the_sphere() -> None:
     masks = without((0, 0))
     masks[1][2, 2] = 0
     model, sparse, _ = scripted({5: masks}, dense_latent=True)
@@ -193,7 +193,9 @@ def sgd_run() -> tuple[nn.Module, SparseTraining]:
     [lambda: lpss_run("pi", 0.9), lambda: lpss_run("published", 0.9), lambda: lpss_run("pi", 0.0), sgd_run],
     ids=["pi", "published", "no momentum", "sgd"],
 )
-def test_resumed_at_any_step_equals_the_unbroken_run(make: Callable[[], tuple[nn.Module, SparseTraining]]) -> None:
+def test_a_training_resumed_at_any_step_equals_an_unbroken_training(
+    make: Callable[[], tuple[nn.Module, SparseTraining]],
+) -> None:
     model, sparse = make()
     files = []
     for k in range(TOTAL + 1):

@@ -101,13 +101,13 @@ def test_a_network_without_torchs_wrappers_computes_the_same(
     assert not kinds & {"OptimizedModule", "DataParallel"}
 
 
-def test_on_one_device_removes_data_parallel() -> None:
+def test_the_function_on_one_device_removes_data_parallel() -> None:
     model = on_one_device(nn.DataParallel(compiled(residual(nn.DataParallel))))
     assert not any(isinstance(module, nn.DataParallel) for module in model.modules() if module is not model)
     assert type(model).__name__ == "OptimizedModule"
 
 
-def test_unwrapped_calls_a_network_compiled_in_place_eagerly() -> None:
+def test_the_function_unwrapped_disables_compilation_by_model_compile() -> None:
     torch.compiler.reset()  # torch compiles a function at most 8 times, and other tests may have reached this limit
     # torch 2.9 does not compile modules of torch's own classes in place, so the model has a user's class.
     model, calls = Doubled(plain()), list[int]()

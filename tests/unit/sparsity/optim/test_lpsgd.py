@@ -110,7 +110,7 @@ def test_steps_do_not_depend_on_the_scale_of_the_gradients(scale: float, nestero
     assert (ends[0] - normal(0, 4, 200).float()).abs().max() > 0.1  # the weights changed
 
 
-def test_powers_of_two_in_the_gradient_change_nothing_at_all() -> None:
+def test_scaling_gradients_by_a_power_of_two_changes_no_weight() -> None:
     ends = []
     for factor in (1.0, 2.0**-40, 2.0**40):
         param = nn.Parameter(normal(0, 4, 50, dtype=torch.float32))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("either_step")
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ordinary_group_is_torchs_sgd(options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_a_parameter_group_without_p_takes_the_steps_of_torch_sgd(options: dict[str, Any], dtype: torch.dtype) -> None:
     x, y = blobs()
     x, ours, theirs = x.to(dtype), mlp(20, 16, 4).to(dtype), mlp(20, 16, 4).to(dtype)
     optimizers = (LpSGD(ours.parameters(), 0.1, **options), torch.optim.SGD(theirs.parameters(), 0.1, **options))
@@ -111,7 +111,7 @@ def test_the_gradient_of_the_gains_equals_finite_differences(masked: bool, decay
     assert torch.allclose((gain - optimizer.state[weight]["gain"]) / 1e-3, numeric, rtol=1e-5, atol=1e-8)
 
 
-def test_gain_takes_momentum_like_sgd() -> None:
+def test_the_gain_is_trained_by_sgd_with_nesterov_momentum() -> None:
     # The row has one nonzero weight, which stays 1 on the sphere. Therefore d loss / d gain is the constant -1.
     param = nn.Parameter(torch.tensor([[1.0, 0.0]]))
     optimizer = LpSGD([param], 0.1, p=2.0, gain=True, gain_lr=0.01)

@@ -55,7 +55,7 @@ def plant(
 
 @pytest.mark.parametrize("share", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("kind", ["linear", "cubic"])
-def test_the_sparsity_follows_its_ramp_for_any_strength_of_the_drop_threshold(kind: str, share: float) -> None:
+def test_the_sparsity_follows_its_schedule_whether_few_or_many_weights_drop(kind: str, share: float) -> None:
     reference = Schedule(kind, 0.2, 0.9, 0.0, 0.7)
     series = plant(ProportionalIntegral(reference), share)
     late = [abs(s - reference((k + 1) / 60)) for k, s in enumerate(series) if k > 20]
@@ -70,7 +70,7 @@ def test_without_a_raised_threshold_the_sparsity_misses_its_target() -> None:
     assert plant(Scheduled(Schedule("cubic", 0.2, 0.9, 0.0, 0.7)), 0.3)[-1] < 0.8
 
 
-def test_the_integral_takes_away_what_a_disturbance_leaves() -> None:
+def test_the_integral_term_reduces_the_error_left_by_a_constant_disturbance() -> None:
     reference = Schedule("constant", 0.8)
     left = [0.8 - plant(ProportionalIntegral(reference, ki=ki), 2.0, leak=0.02)[40] for ki in (0.0, 0.3)]
     assert left[0] > 0.015
@@ -89,7 +89,7 @@ def test_proportional_integral_equals_its_formula() -> None:
     )
 
 
-def test_the_threshold_rises_by_twice_the_missing_drop_and_is_then_halved() -> None:
+def test_the_threshold_rises_after_too_few_drops_and_is_halved_after_enough() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.9), ki=0.0)
     assert controller.update(0.5, 0.1, 0.2, 0.0) == 0.0
     assert controller.raised == pytest.approx(2 * (0.4 - 0.1))

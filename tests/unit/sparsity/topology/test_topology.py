@@ -51,7 +51,7 @@ def test_drop_below_agrees_with_brute_force(seed: int, density: float, rho: floa
                 assert kept[row, j] == (magnitude[j] > rho * mean)
 
 
-def test_threshold_is_relative_to_the_active_mean_only() -> None:
+def test_the_drop_threshold_ignores_the_magnitudes_of_pruned_weights() -> None:
     # Active magnitudes 1, 4, 10 (mean 5); the pruned one, 1000, would raise the mean and the threshold.
     logs = torch.tensor([[1.0, 4.0, 10.0, 1000.0]]).log2()
     mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
@@ -117,7 +117,7 @@ def test_weights_grow_by_the_magnitude_of_the_gradient() -> None:
     assert grown[0].tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
-def test_what_was_just_dropped_does_not_come_back() -> None:
+def test_a_weight_does_not_regrow_in_the_update_that_drops_it() -> None:
     before, kept = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     gradient = torch.tensor([[5.0, 100.0, 1.0, 2.0]])
     assert grow_by_gradient([kept], [before], [gradient], 1)[0].tolist() == [[1.0, 0.0, 0.0, 1.0]]
@@ -126,14 +126,14 @@ def test_what_was_just_dropped_does_not_come_back() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e3, 1e30])
-def test_neurons_compete_by_direction_not_by_scale(scale: float) -> None:
+def test_growth_ignores_the_norm_of_the_gradient_of_each_neuron(scale: float) -> None:
     # The second neuron's gradient is far smaller or larger, but points more clearly at one connection.
     gradient = torch.tensor([[3.0, 3.0, 3.0], [scale, 0.1 * scale, 0.0]])
     grown = grow_by_gradient([torch.zeros(2, 3)], [torch.zeros(2, 3)], [gradient], 1)
     assert grown[0].tolist() == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
 
 
-def test_neurons_without_gradient_grow_last() -> None:
+def test_weights_of_neurons_with_zero_gradient_grow_last() -> None:
     gradient = torch.tensor([[0.0, 0.0], [1e-3, 1e-3]])
     grown = grow_by_gradient([torch.zeros(2, 2)], [torch.zeros(2, 2)], [gradient], 2)
     assert grown[0].tolist() == [[0.0, 0.0], [1.0, 1.0]]
@@ -145,7 +145,7 @@ def test_neurons_without_gradient_grow_last() -> None:
 @pytest.mark.parametrize(
     "topology", [GlobalMagnitude, lambda *args: ThresholdAdaptation(args[0], PaperFeedback(0.5), args[1])]
 )
-def test_a_topology_is_due_at_every_interval_between_begin_and_end(topology: Any) -> None:
+def test_masks_are_updated_at_every_interval_from_begin_to_end(topology: Any) -> None:
     rule = topology(Schedule("cubic", 0.2, 0.0, 0.1, 0.5), 30)
     assert [step for step in range(1000) if rule.due(step, 1000)] == list(range(120, 501, 30))
 
@@ -171,7 +171,7 @@ def test_global_magnitude_keeps_the_largest_weights_at_the_scheduled_sparsity(se
             assert (mask != expected).sum() <= 1
 
 
-def test_threshold_adaptation_grows_gamma_times_what_it_drops() -> None:
+def test_threshold_adaptation_grows_gamma_times_the_number_of_dropped_weights() -> None:
     # Each of 4 rows has the magnitudes 1 to 10. 1 and 2 are below 0.5 x 5.5 (the mean), so 8 weights are dropped.
     # With s = 10/50 and S = .4, gamma = .9 s/S = .45.
     logs = torch.arange(1.0, 11.0).log2().expand(4, 10)
@@ -184,7 +184,7 @@ def test_threshold_adaptation_grows_gamma_times_what_it_drops() -> None:
     assert second.tolist() == [[1.0] * 4 + [0.0] * 6]  # round(.45 x 8) = 4 weights with the largest |gradient|
 
 
-def test_threshold_never_exceeds_the_mean_however_hard_the_controller_pushes() -> None:
+def test_each_neuron_keeps_its_largest_weight_at_a_high_controller_gain() -> None:
     feedback = ProportionalIntegral(Schedule("constant", 0.99), kp=100.0)
     topology = ThresholdAdaptation(Schedule("constant", 0.9), feedback)
     logs = normal(0, 20, 30)
@@ -205,7 +205,7 @@ def test_the_sparsity_of_masks_in_half_precision_is_exact() -> None:
 # ---- in a training
 
 
-def test_ramp_on_a_training_follows_its_schedule_exactly() -> None:
+def test_global_magnitude_pruning_follows_its_schedule_exactly() -> None:
     x, y = blobs()
     model = mlp(20, 30, 4)
     layers = prunable_layers(model)

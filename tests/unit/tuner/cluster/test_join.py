@@ -234,7 +234,7 @@ def test_a_node_has_room_for_as_many_trials_as_its_cpus_and_gpus_allow(
 # Storage
 
 
-def test_a_node_that_sees_the_drivers_file_leaves_one_beside_it(tmp_path: Path) -> None:
+def test_a_node_that_finds_the_file_of_the_driver_writes_its_own_file(tmp_path: Path) -> None:
     (tmp_path / "driver").write_text("token")
     assert node_probe.probe(Folder(tmp_path), "token", "node")["storage"] == ""
     assert (tmp_path / "node").read_text() == "token"

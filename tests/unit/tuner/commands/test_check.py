@@ -107,7 +107,9 @@ def test_check_writes_its_results_as_json(folder: Path, capsys: pytest.CaptureFi
     assert {one["check"]: one["level"] for one in document["checks"]}["data"] == "failed"
 
 
-def test_an_error_in_load_is_a_fault_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_the_line_of_an_error_in_the_load_function(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(folder, *STUDIES["load raises"][:2])
     assert main(["check", "mine.py:mine"]) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]

@@ -105,7 +105,7 @@ def test_a_server_that_does_not_answer_is_reported_without_its_password() -> Non
 
 
 @pytest.mark.slow
-def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path) -> None:
+def test_doctor_opens_an_existing_database_and_creates_no_database(tmp_path: Path) -> None:
     assert "can write to SQLite files" in (found := tracking(f"sqlite:///{tmp_path}/mlflow.db").found)
     assert "the first study will create" in found
     assert "cannot be created" in tracking(f"sqlite:///{tmp_path}/no/mlflow.db").found
@@ -212,7 +212,7 @@ def test_gpu_memory_is_not_checked_if_trials_use_no_gpu() -> None:
     assert list(gpu_memory([answer(gpus=[{"name": "H", "total": 8192, "free": 1}])], 0)) == []
 
 
-def test_the_list_of_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_nvidia_smi_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 143000'\necho 'Odd, [N/A], [N/A]'\n")
     tool.chmod(0o755)
@@ -260,7 +260,7 @@ def test_an_address_where_nothing_answers_is_a_finding(
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_well_is_ok_line_by_line(tmp_path: Path) -> None:
+def test_doctor_prints_only_ok_lines_on_a_machine_without_faults(tmp_path: Path) -> None:
     ran = run_command(["doctor"], tmp_path)
     if fused.kernel is None:
         pytest.skip("the package was installed without a C compiler, and doctor reports this")

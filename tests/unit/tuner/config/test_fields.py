@@ -171,7 +171,7 @@ def test_exactly_one_goal_is_given() -> None:
     assert "--target and --front and --max-nonzero" in refusal(target=0.9, front="0.5:0.9", max_nonzero=5)
 
 
-def test_the_options_give_the_goal_for_a_network() -> None:
+def test_each_goal_option_is_converted_to_a_goal() -> None:
     assert make_config({"target": 0.9}).goal(3, 1000) == at_targets(0.9)
     assert make_config({"target": "0.9,0.8"}).goal(3, 1000) == at_targets(0.8, 0.9)
     assert make_config({"front": "0.5:0.9"}).goal(3, 1000) == along_front(0.5, 0.9)
@@ -225,7 +225,7 @@ def test_a_goal_is_unchanged_after_it_is_written_to_a_file_and_read(options: dic
     assert read_config({"config": str(file)}) == config
 
 
-def test_the_command_lines_goal_takes_the_place_of_the_files(tmp_path: Path) -> None:
+def test_a_goal_on_the_command_line_replaces_the_goal_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("target: 0.9\ntrials: 5\n")
     config = read_config({"config": str(file), "front": "0.5:0.9"})

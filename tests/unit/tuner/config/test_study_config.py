@@ -102,7 +102,7 @@ def test_the_default_name_contains_the_experiment_the_target_and_the_time() -> N
 
 @given(name=st.text(max_size=120))
 @examples(200)
-def test_a_name_that_is_accepted_is_a_folder_of_its_own(name: str) -> None:
+def test_every_accepted_study_name_gives_a_direct_subfolder_of_the_storage(name: str) -> None:
     try:
         config = make_config({"target": 0.9, "study": name, "storage": "/studies"})
     except UsageError:
@@ -161,7 +161,9 @@ def test_a_complete_tracking_uri_is_not_changed(uri: str) -> None:
     assert make_config({"target": 0.9, "tracking_uri": uri}).resolved().tracking_uri == uri
 
 
-def test_the_environment_names_the_store_and_the_option_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tracking_uri_option_overrides_the_environment_variable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:5000")
     assert make_config({"target": 0.9}).resolved().tracking_uri == "http://environment:5000"
     given_ = make_config({"target": 0.9, "tracking_uri": "http://option:5000"})
@@ -218,7 +220,7 @@ def test_the_message_names_the_file_and_line_only_for_a_mistake_in_the_file(fold
         ("target: 0.9\ntracking-uri: mlruns\n", 2, "no longer writes to plain folders"),
     ],
 )
-def test_a_files_wrong_option_is_told_with_its_line(text: str, line: int, said: str, folder: Path) -> None:
+def test_the_error_about_a_wrong_option_in_a_file_names_its_line(text: str, line: int, said: str, folder: Path) -> None:
     Path("c.yaml").write_text(text)
     message = refusal({"config": "c.yaml"})
     assert message.startswith(f"c.yaml:{line}: ")
@@ -283,7 +285,7 @@ def test_a_study_is_found_after_its_folder_was_renamed_and_moved(folder: Path) -
         "https://me:pass/hush-9@host",
     ],
 )
-def test_a_password_is_not_written_and_the_environment_gives_it_again(
+def test_passwords_are_not_saved_but_read_from_the_environment_on_resume(
     uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config({"target": 0.9, "study": "secret", "tracking_uri": uri}).resolved()
@@ -295,7 +297,7 @@ def test_a_password_is_not_written_and_the_environment_gives_it_again(
 
 
 @pytest.mark.parametrize("study", ["none", "", ".", "..", "a/b", "x" * 300, "../" * 50, "null\0byte", "ß*?["])
-def test_a_study_that_is_not_there_is_told_in_one_line(study: str, folder: Path) -> None:
+def test_the_error_about_an_unknown_study_lists_known_studies_in_one_line(study: str, folder: Path) -> None:
     (folder / "studies" / "known").mkdir(parents=True)
     (folder / "studies" / "known" / "study.yaml").write_text("target: 0.9\n")
     with pytest.raises(UsageError) as caught:

@@ -31,7 +31,7 @@ def test_uris_of_databases_and_servers_are_accepted(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["", "./mlruns", "/data/mlruns", "file:///data", "sqlite://", "sqlite:///:memory:", "http://", "ftp://host"]
 )
-def test_refused_uris_are_told_in_one_line(uri: str) -> None:
+def test_the_error_about_a_refused_uri_is_one_line(uri: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///FILE") as caught:
         check_tracking_uri(uri)
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 curves = st.dictionaries(st.integers(1, 10**12), st.floats(1e-3, 1e3), min_size=1, max_size=9).map(LatencyCurve)
 
 
-def test_between_two_networks_the_milliseconds_are_linear() -> None:
+def test_latency_is_interpolated_linearly_between_two_measured_networks() -> None:
     curve = LatencyCurve({1000: 1.0, 3000: 3.0, 5000: 9.0})
     assert [curve(macs) for macs in (1000, 2000, 3000, 4000, 5000)] == [1.0, 2.0, 3.0, 6.0, 9.0]
     assert curve.most_macs(2.0) == pytest.approx(1900, abs=1)  # 95 % of the limit: 1.9 ms
@@ -32,7 +32,7 @@ def test_no_safety_margin_applies_at_the_measured_ends_of_the_curve() -> None:
     assert curve.most_macs(0.999) is None
 
 
-def test_a_network_that_was_slower_than_a_larger_one_is_averaged_with_it() -> None:
+def test_latencies_are_averaged_where_a_larger_network_was_faster() -> None:
     curve = LatencyCurve({100: 1.0, 200: 3.0, 300: 2.0, 400: 4.0})
     assert [curve(macs) for macs in (100, 200, 250, 300, 400)] == [1.0, 2.5, 2.5, 2.5, 4.0]
 

@@ -76,7 +76,7 @@ def test_a_study_does_not_go_on_with_other_data(tmp_path: Path) -> None:
         prepare(configs[2], resume=True)
 
 
-def test_a_study_that_exists_is_told_with_the_command_that_goes_on_with_it(tmp_path: Path) -> None:
+def test_the_error_about_an_existing_study_shows_the_resume_command(tmp_path: Path) -> None:
     config = make_config({"target": 0.9, "storage": f"{tmp_path}/my studies", "study": "there"}).resolved()
     config.folder.mkdir(parents=True)
     (config.folder / "study.yaml").write_text("target: 0.9\n")

@@ -58,7 +58,7 @@ def test_a_cascade_is_advised_if_a_cheap_network_is_nearly_as_accurate() -> None
     assert advice("s", FRONT, [trial(0, 0.98, macs=None), cheap], {}) == ""
 
 
-def test_no_cascade_is_advised_for_one_target_or_another_metric() -> None:
+def test_no_cascade_is_advised_for_one_target_or_a_metric_other_than_accuracy() -> None:
     records = [trial(0, 0.98, sparsity=0.6), trial(1, 0.975, sparsity=0.9, macs=300)]
     f1 = Goal((0.5,), ceiling=0.99, objective=Objective("f1", maximize=True, percent=True))
     assert advice("s", f1, records, {}) == ""  # a group of two networks is possible only if the metric is the accuracy

@@ -40,7 +40,7 @@ def outcome(folder: Path, goal: Goal = FRONT, records: list[TrialRecord] = RECOR
     return StudyOutcome("s", goal, "patients", "lpss", records, folder, test_values={1: 53.21}, weights=1000)
 
 
-def test_a_minimised_metrics_best_trial_has_the_smallest_value() -> None:
+def test_the_best_trial_of_a_minimised_metric_has_the_smallest_value() -> None:
     assert [record.number for record in FRONT.front(RECORDS)] == [1, 4, 2]
     assert FRONT.best(RECORDS) is RECORDS[1]
     area = 0.2 * 29 + 0.1 * 24.5 + 0.1 * 20
@@ -49,7 +49,7 @@ def test_a_minimised_metrics_best_trial_has_the_smallest_value() -> None:
     assert FRONT.score(()) < FRONT.score(FRONT.front(RECORDS))
 
 
-def test_printed_errors_have_the_metrics_name_and_at_most_four_digits(tmp_path: Path) -> None:
+def test_printed_rmse_values_have_the_name_rmse_and_at_most_four_digits(tmp_path: Path) -> None:
     found = outcome(tmp_path)
     assert best_line(found).startswith("best t0001: validation rmse 51, test rmse 53.21, sparsity 70.0000%")
     assert front_line(found) == (
@@ -67,7 +67,7 @@ def test_printed_errors_have_the_metrics_name_and_at_most_four_digits(tmp_path: 
     assert "mean rmse 54.38" in progress.line()
 
 
-def test_keys_and_columns_of_result_files_contain_the_metrics_name(tmp_path: Path) -> None:
+def test_keys_and_columns_of_result_files_contain_the_name_of_the_metric(tmp_path: Path) -> None:
     document = result_document(outcome(tmp_path))
     assert document["metric"] == {"name": "rmse", "direction": "minimize"}
     assert document["front"]["reference"] == [0.5, 80.0]
@@ -89,7 +89,7 @@ def test_retrained_networks_are_ranked_by_the_smallest_mean_error() -> None:
     assert verdicts(overlapping)[0].endswith("within the spread of their seeds")
 
 
-def test_plots_of_an_error_show_its_values_and_no_accuracy() -> None:
+def test_plots_of_an_error_metric_show_its_values_and_no_accuracy() -> None:
     study = Pictured("patients: rmse against sparsity", FRONT, RECORDS, SERIES)
     made = figures(study)
     assert {"front", "progress", "training", "curves", "parallel"} <= set(made)
@@ -128,7 +128,7 @@ def test_a_metric_in_0_to_1_is_shown_in_percent() -> None:
         (RMSE, 0.000123456, "0.0001235", "+0.0001235"),
     ],
 )
-def test_accuracies_are_formatted_in_percent_and_errors_with_four_digits(
+def test_accuracies_are_formatted_in_percent_and_rmse_with_four_digits(
     objective: Objective, value: float, text: str, difference: str
 ) -> None:
     assert objective.text(value) == text

@@ -100,7 +100,7 @@ def test_the_summary_shows_the_share_of_epochs_that_early_stopping_saved() -> No
     assert Summary().best_so_far() == "no feasible trial yet"
 
 
-def test_a_running_trials_share_of_work_is_its_time_over_the_mean_duration() -> None:
+def test_the_work_share_of_a_running_trial_is_its_time_over_the_mean_duration() -> None:
     assert work_done([running(0, 5.0)]) == 0
     assert work_done([trial(0, seconds=10.0), running(1, 5.0), running(2, 99.0)]) == pytest.approx(2.45)
 

@@ -80,7 +80,7 @@ def test_the_result_shows_the_latency_and_names_the_networks_that_are_too_slow(
     assert capsys.readouterr().err == f"N{said}: give a longer --max-latency, or try more trials\n"
 
 
-def test_the_result_shows_front_best_trial_times_files_and_mlflow_command(
+def test_the_result_describes_the_front_and_the_best_trial_and_names_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def test_unknown_values_are_left_out_of_the_summary(tmp_path: Path) -> None:
     assert states_line(outcome(tmp_path, RECORDS[:1])) == "1 completed, 0 stopped early, 0 failed"
 
 
-def test_an_estimate_stands_beside_the_validation_metric(tmp_path: Path) -> None:
+def test_an_estimate_on_new_data_stands_beside_the_validation_accuracy(tmp_path: Path) -> None:
     line = best_line(outcome(tmp_path, examples=400))
     assert line.startswith("best t0000: validation accuracy 97.00% (on new data about 97.00% ± 0.91 points), ")
 

@@ -41,7 +41,7 @@ def answers(scores: list[float], margins: list[float]) -> Answers:
     return Answers(torch.tensor(scores, dtype=torch.float64), torch.tensor(margins), leading)
 
 
-def test_thresholds_are_margin_quantiles_and_include_none_and_all_examples() -> None:
+def test_thresholds_are_evenly_spaced_quantiles_of_margins_from_0_to_1() -> None:
     sure = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     found = gates(sure)
     assert (found[0], len(found)) == (0.0, QUANTILES + 2)
@@ -95,7 +95,7 @@ def test_at_most_five_cascades_are_chosen_by_accuracy_and_by_cost() -> None:
     assert chosen(front, 0.7, 0.5) == []
 
 
-def test_mcnemars_test_against_known_values() -> None:
+def test_mcnemars_test_gives_known_p_values() -> None:
     def uneven(won: int, lost: int) -> dict[str, Any]:
         one = torch.tensor([1.0] * won + [0.0] * lost + [1.0] * 3 + [0.0] * 2)
         other = torch.tensor([0.0] * won + [1.0] * lost + [1.0] * 3 + [0.0] * 2)
@@ -193,7 +193,7 @@ def answered(study: Study, split: Split, small: int, large: int, theta: float) -
         return torch.where(unsure, other.argmax(1), one.argmax(1)), float(unsure.double().mean())
 
 
-def test_reported_accuracies_match_the_answers_of_the_cascades_networks(study: Study) -> None:
+def test_reported_accuracies_match_the_answers_of_the_networks_in_a_cascade(study: Study) -> None:
     document = study.document()
     assert document["kind"] == "cascade"
     assert (document["networks"], document["pairs"]) == (3, 3)
@@ -224,7 +224,7 @@ def test_reported_accuracies_match_the_answers_of_the_cascades_networks(study: S
             assert group["expected_macs"] < best.macs
 
 
-def test_the_class_pairs_of_passed_on_examples_match_a_count_by_hand() -> None:
+def test_examples_sent_to_the_large_network_are_counted_by_their_class_pair() -> None:
     """Examples 0, 1 and 3 are passed on: two between classes 1 and 2, in either order, and one between 0 and 2."""
     sure = torch.tensor([0.2, 0.1, 0.9, 0.1, 0.8])
     leading = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 0], [0, 2]])
@@ -237,7 +237,7 @@ def test_the_class_pairs_of_passed_on_examples_match_a_count_by_hand() -> None:
     assert passed_pairs(small, large, 0.5, ())[0]["classes"] == ["1", "2"]
 
 
-def test_the_class_pairs_of_a_cascade_count_each_passed_on_example_once(study: Study) -> None:
+def test_each_example_sent_to_the_large_network_counts_in_one_class_pair(study: Study) -> None:
     for group in study.document()["groups"]:
         passed = round(group["passed_on"] * len(study.data.val.y))
         assert sum(pair["examples"] for pair in group["passed_pairs"]) == passed  # six pairs of four classes
@@ -255,7 +255,7 @@ def test_the_extreme_thresholds_give_the_accuracies_of_the_single_networks(study
             assert group.macs == study.macs[0] + study.macs[group.large]
 
 
-def test_nothing_of_the_test_data_is_used_in_choosing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascades_are_chosen_without_any_test_data(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     import tune_sparsity.tuner.results.cascade as module
 
     data: Any = Watched(study.data)
@@ -324,7 +324,7 @@ def test_nan_outputs_raise_an_error(study: Study, tmp_path: Path) -> None:
         answers_of(study.experiment, tmp_path / "nan", study.data.val)
 
 
-def test_the_recommended_cascade_is_named_by_as_good_as_best_or_is_the_last() -> None:
+def test_the_recommended_cascade_is_as_good_as_the_best_network_or_the_last() -> None:
     groups = [{"name": "group-1", "macs": 1.5}, {"name": "group-2", "macs": 2.5}]
     assert main_group({"as_good_as_best": "group-1", "groups": groups}) is groups[0]
     assert main_group({"as_good_as_best": None, "groups": groups}) is groups[1]

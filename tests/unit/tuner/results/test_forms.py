@@ -69,7 +69,7 @@ def test_each_weight_format_is_timed_or_a_note_says_why_it_is_missing() -> None:
     assert "square blocks" in other.note
 
 
-def test_layers_without_a_2_of_4_sparse_product_are_listed_with_the_reason() -> None:
+def test_layers_without_a_semi_structured_product_are_listed_with_the_reason() -> None:
     model = nn.Sequential(nn.Conv1d(2, 64, 3), nn.Flatten(), nn.Linear(1024, 64))
     _, left = over_sparse(model, {"0.weight", "2.weight"}, "2:4")
     assert left["0.weight"] == "no sparse product is implemented for its kind of layer"
@@ -77,7 +77,7 @@ def test_layers_without_a_2_of_4_sparse_product_are_listed_with_the_reason() -> 
 
 
 @needs_gpu
-def test_2_of_4_sparse_layers_are_timed_on_a_gpu_and_others_stay_dense() -> None:
+def test_semi_structured_layers_are_timed_on_a_gpu_and_others_stay_dense() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     for name in ("0", "2", "4"):

@@ -105,7 +105,7 @@ def test_the_network_is_written_as_it_was_trained(trained: Trained, weights: Pat
         assert ((tensors[name] != 0) == mask).all()
 
 
-def test_another_program_gets_the_reported_accuracies_from_the_file(
+def test_numpy_can_compute_the_reported_accuracies_from_the_weights_file(
     trained: Trained, weights: Path, study: Path
 ) -> None:
     best = write_best(weights, study / "best", SMALL, trained.data, trained.record)

@@ -158,7 +158,7 @@ def networks(recipe: StudyRecipe, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @torch.no_grad()
-def test_the_row_of_a_better_cascade_matches_its_networks_answers(
+def test_the_reported_numbers_of_a_better_cascade_match_its_networks(
     recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]], tmp_path: Path
 ) -> None:
     plain = with_value(document_of(recipe, networks), 0.0)
@@ -189,7 +189,7 @@ def test_the_row_of_a_better_cascade_matches_its_networks_answers(
     assert best.problem == ""
 
 
-def test_a_cascade_that_is_not_better_is_dropped_before_the_test_data(
+def test_a_cascade_that_is_not_better_is_dropped_without_use_of_test_data(
     recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]]
 ) -> None:
     plain = with_value(document_of(recipe, networks), 1.0)

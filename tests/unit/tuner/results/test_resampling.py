@@ -95,7 +95,7 @@ def test_ensembles_average_class_probabilities_and_regression_outputs() -> None:
     assert torch.equal(mean_outputs(outputs[:1], torch.zeros(7, dtype=torch.long)), outputs[0])
 
 
-def test_calibration_error_of_bins_made_by_hand() -> None:
+def test_the_calibration_error_matches_a_calculation_by_hand() -> None:
     # Two have confidence .9 and one of them is right; one has .6 and is right: (2 * |.5 - .9| + 1 * |1 - .6|) / 3.
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
     found = calibration_error(probabilities, torch.tensor([0, 1, 0]))
@@ -103,7 +103,7 @@ def test_calibration_error_of_bins_made_by_hand() -> None:
     assert calibration_error(torch.eye(3), torch.arange(3)) == 0.0
 
 
-def test_the_noise_tolerance_costs_at_most_half_a_point_of_accuracy(drawn: Resampling) -> None:
+def test_noise_at_the_tolerance_lowers_accuracy_by_at_most_half_a_point(drawn: Resampling) -> None:
     tolerance = drawn.noise_tolerance()
     assert 0 < tolerance < 1
     # At the tolerance, the accuracy is at most .005 lower. At four times the tolerance, it is lower than that.
@@ -117,7 +117,7 @@ def test_the_noise_tolerance_costs_at_most_half_a_point_of_accuracy(drawn: Resam
     assert 2 * step / math.sqrt(12) > tolerance * kept.square().mean().sqrt()
 
 
-def test_the_ensemble_document_has_the_scale_of_least_loss_and_its_bytes(drawn: Resampling) -> None:
+def test_the_ensemble_document_has_the_scale_of_least_validation_loss(drawn: Resampling) -> None:
     drawn.members = 4
     document = ensemble_document(drawn, size_bytes=100, macs=15)
     chosen = document["scale"]

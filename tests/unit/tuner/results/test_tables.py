@@ -75,7 +75,7 @@ def test_the_csv_files_have_the_documented_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_no_metric_has_the_name_of_a_cost(name: str) -> None:
+def test_a_metric_is_refused_if_a_table_column_has_its_name(name: str) -> None:
     with pytest.raises(ValueError, match="another column of the tables has this name"):
         Metric(name, torch.sub)
 
@@ -212,7 +212,7 @@ def test_parts_of_the_seconds_sum_to_the_total(parts: list[float], idle: float) 
     assert seconds["training"] <= training
 
 
-def test_plain_converts_paths_enums_and_tuples_to_json_types() -> None:
+def test_the_function_plain_converts_paths_enums_and_tuples_to_json_types() -> None:
     assert plain({1: Path("a"), "s": TrialState.FAILED, "t": (1, None)}) == {"1": "a", "s": "failed", "t": [1, None]}
 
 

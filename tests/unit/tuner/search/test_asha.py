@@ -80,7 +80,7 @@ def test_feasible_trials_rank_first_and_then_by_accuracy(points: list[Value], ta
 
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
-def test_one_trial_in_reduction_continues_if_all_trials_are_equal(reduction: float) -> None:
+def test_the_fraction_1_over_reduction_of_equal_trials_continues(reduction: float) -> None:
     halving = Halving((5,), target=TARGET, reduction=reduction, window=60)
     on = [halving.goes_on(number, "lpss", 5, (0.1, 0.9)) for number in range(400)]
     assert sum(on[100:]) / 300 == pytest.approx(1 / reduction, abs=0.03)
@@ -310,9 +310,7 @@ def test_nothing_is_stopped_before_there_is_evidence() -> None:
 
 @examples(30)
 @given(st.integers(0, 1000), st.integers(9, 70), st.integers(1, 6))
-def test_a_third_of_trials_finish_and_gaps_between_finished_ones_are_bounded(
-    seed: int, trials: int, slots: int
-) -> None:
+def test_at_least_a_third_of_trials_finish_without_wide_gaps_in_sparsity(seed: int, trials: int, slots: int) -> None:
     rng = random.Random(seed)
     cover, placed = Cover(along_front(LOW, HIGH), {"lpss": Range(LOW, HIGH)}), []
     for number in range(trials):
@@ -328,7 +326,7 @@ def test_a_third_of_trials_finish_and_gaps_between_finished_ones_are_bounded(
     assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 6.0 / trials * extent + 1e-9
 
 
-def test_the_only_trial_of_similar_sparsity_continues_at_any_accuracy() -> None:
+def test_a_trial_continues_if_no_other_trial_has_a_similar_sparsity() -> None:
     halving = like()
     train(halving, [(s, 0.9) for s in evenly(10)[:6] * 3])
     assert halving.goes_on(50, "lpss", 5, (0.2, HIGH))
@@ -338,13 +336,13 @@ def test_the_only_trial_of_similar_sparsity_continues_at_any_accuracy() -> None:
     assert halving.goes_on(52, "lpss", 5, (0.01, HIGH))
 
 
-def test_like_stopping_compares_trials_of_one_method_only() -> None:
+def test_early_stopping_over_several_sparsities_compares_one_method_only() -> None:
     halving = like()
     train(halving, [(s, 0.9) for s in evenly(30)])
     assert all(halving.goes_on(100 + n, "gmp", 5, (0.1, s)) for n, s in enumerate((0.5, 0.9, 0.99)))
 
 
-def test_like_stopping_decides_after_a_restart_as_without_a_restart() -> None:
+def test_early_stopping_over_several_sparsities_is_the_same_after_a_restart() -> None:
     rng = random.Random(3)
     trials = [(s, rng.random()) for s in evenly(24)]
     unbroken = train(like(), trials)

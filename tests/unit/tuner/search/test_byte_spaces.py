@@ -41,7 +41,7 @@ def limit_of(most: int, bits: int = 2, *, known: bool = True) -> ByteLimit:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("width", [0.3, 0.6, 1.0])
-def test_a_width_limit_predicts_the_layout_of_the_narrower_network(width: float, bits: int) -> None:
+def test_the_predicted_file_layout_matches_that_of_the_narrower_network(width: float, bits: int) -> None:
     limit = limit_of(1500)
     groups = limit.neurons
     assert groups is not None
@@ -55,7 +55,7 @@ def test_a_width_limit_predicts_the_layout_of_the_narrower_network(width: float,
     assert part.neuron_bytes(10**6) == whole.neuron_bytes(10**6)
 
 
-def test_biases_and_scales_over_a_third_of_the_limit_are_too_many_neurons() -> None:
+def test_neurons_are_too_many_if_their_biases_exceed_a_third_of_the_bytes() -> None:
     limit = limit_of(1500)
     assert limit.neuron_bytes() == 400 * 4 + 10 * 2  # the biases of the last layer are always there
     assert too_many_neurons(limit)
@@ -65,7 +65,7 @@ def test_biases_and_scales_over_a_third_of_the_limit_are_too_many_neurons() -> N
 
 
 @given(most=st.integers(300, 20_000))
-def test_widths_are_ordered_and_the_roomiest_layout_fits_the_most_weights(most: int) -> None:
+def test_widths_are_ordered_and_the_returned_layout_holds_the_most_weights(most: int) -> None:
     limit = limit_of(most)
     widths = widths_for(limit)
     assert 0 < widths.low <= widths.centre <= widths.high <= 1

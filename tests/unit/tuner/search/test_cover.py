@@ -27,7 +27,7 @@ def gaps(placed: list[float], low: float, high: float) -> list[float]:
 
 
 @given(st.floats(0, 0.9999))
-def test_positions_are_the_logarithm_of_the_density(sparsity: float) -> None:
+def test_log_sparsity_is_the_negative_logarithm_of_the_density(sparsity: float) -> None:
     assert math.exp(-log_sparsity(sparsity)) == pytest.approx(1 - sparsity)
     assert from_log(log_sparsity(sparsity)) == pytest.approx(sparsity, abs=1e-12)
 
@@ -87,7 +87,7 @@ def test_a_method_without_a_final_sparsity_has_no_turn() -> None:
     assert Cover(FRONT, {}).next(0, {}, []) is None
 
 
-def test_targets_alternate_and_the_method_is_set_in_two_rounds_of_three() -> None:
+def test_targets_alternate_and_every_third_round_leaves_the_method_open() -> None:
     cover = Cover(at_targets(0.8, 0.9), {"lpss": Range(0.8, 0.9), "gmp": Range(0.8, 0.9)})
     placed: dict[str, list[float]] = {"lpss": [], "gmp": []}
     turns = []
@@ -127,7 +127,7 @@ def test_the_widest_gap_and_its_next_sparsity_match_known_values(
         (Range.of([0.1, 0.6, 0.995]), Range(0.6, 0.6, (0.6,))),
     ],
 )
-def test_a_range_is_cut_to_the_goal(own: Range, expected: Range) -> None:
+def test_the_sparsities_of_a_method_are_limited_to_the_range_of_the_goal(own: Range, expected: Range) -> None:
     assert own.within(0.5, 0.99) == expected
 
 

@@ -111,7 +111,7 @@ def test_both_directions_give_the_same_search(goal: Goal, sampler: str, tmp_path
     assert importances(records)[0] == pytest.approx(importances(list(up.records.values()))[0])
 
 
-def test_a_front_search_does_not_depend_on_the_metrics_unit(tmp_path: Path) -> None:
+def test_a_front_search_does_not_depend_on_the_unit_of_the_metric(tmp_path: Path) -> None:
     """The noise level of the search is proportional to the metric. Otherwise a search in a larger unit would propose
     other trials."""
     goal = judged(along_front(0.5, 0.98), DOWN)
@@ -154,7 +154,7 @@ def test_a_hypervolume_never_falls_and_its_mean_is_no_worse_than_the_baseline(
         assert mean == pytest.approx(better(mean, better(everywhere)))
 
 
-def test_records_store_the_metrics_name_and_accuracy_keeps_its_key() -> None:
+def test_a_record_stores_its_value_under_the_name_of_its_metric() -> None:
     record = TrialRecord(1, "lpss", {}, TrialState.COMPLETED, 54.2, 0.9, rungs={2: 60.0}, objective=DOWN)
     kept = record.to_dict()
     assert kept["val_m"] == 54.2

@@ -28,7 +28,7 @@ def test_falling_points_are_fitted_exactly_and_a_rise_is_levelled() -> None:
     assert [fit(x) for x in (0, 1, 1.5, 2, 2.5, 3, 9)] == pytest.approx([1.0, 0.6, 0.6, 0.6, 0.35, 0.1, 0.1])
 
 
-def test_points_at_one_place_count_by_their_mean() -> None:
+def test_points_at_the_same_x_are_fitted_by_their_mean() -> None:
     assert FallingFit([(0, 1.0), (1, 0.2), (1, 0.6)])(1) == pytest.approx(0.4)
 
 

@@ -62,7 +62,7 @@ def test_first_points_match_the_final_sparsity_of_their_trial(name: str) -> None
             assert value == first.first[index][key] or value in ends
 
 
-def test_the_theoretical_first_point_has_the_p_of_the_trials_sparsity() -> None:
+def test_the_theoretical_p_of_a_first_point_fits_the_sparsity_of_the_trial() -> None:
     plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 2)
     assert [plan.configuration and plan.configuration.name for plan in plans] == ["first 3", "first 2"]
     assert plans[1].configuration is not None
@@ -90,7 +90,7 @@ def test_without_first_points_the_sampler_begins() -> None:
     assert planned(planner, 0, first_points=False).configuration is None
 
 
-def test_a_plan_without_a_method_has_the_sparsity_of_every_method() -> None:
+def test_a_plan_without_a_method_has_one_sparsity_for_each_method() -> None:
     planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT)
     plans = []
     for number in range(40):
@@ -134,7 +134,7 @@ def test_without_outcomes_no_configuration_is_the_best() -> None:
     assert best_configuration([Outcome("only", 0.5, 0.1)], 0.9) == "only"
 
 
-def test_a_configuration_whose_trials_are_stopped_is_left_alone() -> None:
+def test_a_configuration_is_not_repeated_if_its_trials_were_stopped_early() -> None:
     spread = [share / 20 for share in range(21)]
     known = outcomes({"first 1": [(x, 0.0) for x in spread], "first 0": [(0.4, 0.001)]})
     # First points are judged by their lead plus one standard error. "first 0" has one trial, so its error is large.
@@ -143,7 +143,7 @@ def test_a_configuration_whose_trials_are_stopped_is_left_alone() -> None:
     assert best_configuration([*known, *stopped], 0.9) == "first 1"
 
 
-def test_a_space_is_read_once_and_its_file_may_go_while_the_study_runs(tmp_path: Path) -> None:
+def test_a_space_file_is_read_once_and_may_be_deleted_during_the_study(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text((FOLDER / "lpss.yaml").read_text())
     planner, expected = (Planner([space_for(name, FRONT)], FRONT) for name in (str(file), "lpss"))

@@ -62,7 +62,7 @@ def own_study(searcher: OptunaSearcher) -> optuna.Study:
     return searcher._sampling._study
 
 
-def test_the_command_accepts_exactly_these_samplers() -> None:
+def test_the_command_and_the_search_package_know_the_same_samplers() -> None:
     assert set(SAMPLERS) == set(study_config.SAMPLERS), "the names stand in tuner/config/study_config.py, too"
 
 
@@ -84,7 +84,7 @@ def test_the_first_trials_come_from_the_priors(sampler: str) -> None:
     assert [a.params["p"] for a in asked] == pytest.approx([1.3] + [1.2] * (len(asked) - 1), abs=0.04)
 
 
-def test_at_a_target_the_sampler_has_one_objective_and_the_record_has_two() -> None:
+def test_with_one_target_the_sampler_sees_one_value_and_optuna_records_two() -> None:
     searcher = OptunaSearcher([SPACE], TARGET)
     asked = searcher.ask()
     searcher.tell(ended(asked, accuracy=0.7))
@@ -128,7 +128,7 @@ def test_for_a_front_the_sampler_gets_the_accuracy_minus_its_sparsity_trend() ->
     assert max(abs(value) for value in inner) < 0.04
 
 
-def test_a_sampler_learns_from_the_trials_of_like_sparsity() -> None:
+def test_a_sampler_learns_only_from_trials_of_similar_sparsity() -> None:
     searcher = front_searcher()
     for number in range(120):
         searcher.tell(ended(searcher.ask(), State.PRUNED if number % 4 == 3 else State.COMPLETED))
@@ -238,7 +238,7 @@ def test_a_sampler_of_a_long_study_keeps_the_best_and_the_latest_trials() -> Non
     assert [t.value for t in study._study.trials[-1:]] == [1.0]
 
 
-def test_the_samplers_study_is_rarely_rebuilt_if_many_trials_are_running() -> None:
+def test_the_study_of_a_sampler_is_rarely_rebuilt_if_many_trials_are_running() -> None:
     study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5))
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
     running = [record.ask({"x": FloatDistribution(0, 1000)}) for _ in range(60)]
@@ -298,7 +298,7 @@ def test_an_unsuitable_sampler_is_refused_and_suitable_ones_are_named(
 
 
 @pytest.mark.parametrize("sampler", [name for name, kind in SAMPLERS.items() if kind.front and name != "gp"])
-def test_front_samplers_except_gp_search_a_front_with_two_methods(sampler: str) -> None:
+def test_every_front_sampler_except_gp_supports_two_pruning_methods(sampler: str) -> None:
     check_sampler(sampler, front=True, methods=2)
     searcher = front_searcher("lpss", "gmp", sampler=sampler)
     asked = []
@@ -309,7 +309,7 @@ def test_front_samplers_except_gp_search_a_front_with_two_methods(sampler: str) 
 
 
 @pytest.mark.parametrize("front", [False, True])
-def test_a_sampler_sees_no_more_late_in_a_study_than_early(front: bool) -> None:
+def test_the_number_of_trials_that_a_sampler_sees_is_limited(front: bool) -> None:
     """Therefore a proposal does not take longer late in a study. `benchmarks.search --cost` measures the times."""
     searcher = front_searcher(sampler="tpe") if front else OptunaSearcher([load_space("lpss", TARGET)], TARGET)
     searcher.study.sampler = searcher._sampling

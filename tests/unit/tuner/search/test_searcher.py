@@ -85,7 +85,7 @@ def assert_inside(space: Space, asked: Asked) -> None:
 # What is proposed
 
 
-def test_the_spaces_first_points_come_first_and_complete(journal: Path | None) -> None:
+def test_the_first_points_of_a_space_come_first_and_complete(journal: Path | None) -> None:
     searcher = OptunaSearcher([SMALL], TARGET, journal=journal)
     asked = [searcher.ask() for _ in range(4)]
     assert [a.number for a in asked] == [0, 1, 2, 3]
@@ -186,7 +186,7 @@ def test_stopped_and_failed_trials_have_no_constraint_and_are_no_results() -> No
     assert [trial.number for trial in searcher.study.best_trials] == [2]
 
 
-def test_a_trial_is_ended_once() -> None:
+def test_a_trial_cannot_end_twice() -> None:
     searcher = OptunaSearcher([SMALL], TARGET)
     asked = searcher.ask()
     searcher.tell(ended(asked))
@@ -345,7 +345,9 @@ def test_optunas_own_logging_stays_quiet(capfd: pytest.CaptureFixture[str]) -> N
         (Objective("rmse", maximize=False, percent=False), "minus_val_rmse"),
     ],
 )
-def test_the_record_names_its_values_by_the_metric(objective: Objective, name: str, tmp_path: Path) -> None:
+def test_optuna_values_are_named_after_the_metric_and_the_sparsity(
+    objective: Objective, name: str, tmp_path: Path
+) -> None:
     file = tmp_path / "optuna.journal"
     OptunaSearcher([SMALL], TARGET, journal=file, objective=objective)
     OptunaSearcher([SMALL], TARGET, journal=file)  # a resumed search does not change the names

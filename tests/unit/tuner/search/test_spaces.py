@@ -46,7 +46,7 @@ def test_one_target_leaves_a_space_as_it_is(name: str, goal: Goal) -> None:
 
 @pytest.mark.parametrize("name", PRUNING)
 @pytest.mark.parametrize("goal", [SEVERAL, FRONT])
-def test_a_built_in_space_spans_the_goal(name: str, goal: Goal) -> None:
+def test_the_final_sparsity_in_a_built_in_space_has_the_range_of_the_goal(name: str, goal: Goal) -> None:
     space, alone = space_for(name, goal), load_space(name, goal.lowest)
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(goal.lowest, goal.highest)
     others = {key: own for key, own in space.distributions.items() if key != FINAL_SPARSITY}
@@ -56,14 +56,14 @@ def test_a_built_in_space_spans_the_goal(name: str, goal: Goal) -> None:
     assert space.first == ()
 
 
-def test_an_experiments_own_space_replaces_the_built_in_one_of_the_method() -> None:
+def test_the_space_of_an_experiment_replaces_the_built_in_space_of_its_method() -> None:
     config = make_config({"target": 0.9, "method": ["gmp", "lpss"]})
     assert [one.name for one in spaces_of(config, at_targets(0.9), "lpss-few-examples")] == ["gmp", "lpss-few-examples"]
     told = make_config({"target": 0.9, "space": "lpss"})
     assert [one.name for one in spaces_of(told, at_targets(0.9), "lpss-few-examples")] == ["lpss"]
 
 
-def test_a_final_sparsity_fixed_to_target_is_searched_over_all_targets(space_file: Any) -> None:
+def test_the_value_target_of_final_sparsity_means_the_range_of_all_targets(space_file: Any) -> None:
     space = space_for(space_file("target"), SEVERAL)
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(0.8, 0.95)
     assert FINAL_SPARSITY not in space.fixed
@@ -121,7 +121,7 @@ def test_targets_alternate_and_each_pruning_method_has_trials_at_every_target(sa
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsgaii"])
-def test_a_front_is_covered_by_every_method_whatever_the_sampler(sampler: str) -> None:
+def test_every_sampler_lets_each_method_try_sparsities_all_over_the_front(sampler: str) -> None:
     both = spaces(FRONT, method=["lpss", "gmp"])
     searcher = OptunaSearcher(both, 0.5, sampler=sampler, planner=planner_for(both, FRONT))
     for number in range(40):
@@ -175,6 +175,6 @@ def test_a_file_that_never_reaches_the_goal_is_refused(
             spaces(goal, space=file)
 
 
-def test_dense_is_allowed_with_another_method_and_at_target_zero() -> None:
+def test_the_method_dense_is_allowed_beside_another_method_or_at_target_zero() -> None:
     assert len(spaces(at_targets(0.9), method="lpss,dense")) == 2
     assert len(spaces(at_targets(0.0), method="dense")) == 1

@@ -55,6 +55,6 @@ def test_rows_that_a_process_died_in_are_left_out(tmp_path: Path) -> None:
     assert [one["epoch"] for one in read[1]] == [2]
 
 
-def test_a_missing_epochs_file_is_empty_and_a_missing_folder_raises_no_error(tmp_path: Path) -> None:
+def test_missing_files_and_folders_of_epochs_raise_no_error(tmp_path: Path) -> None:
     assert read_epochs(tmp_path / "none") == {}
     EpochLog(tmp_path / "gone" / "epochs.csv").add(0, 1, {"sparsity": 0.5})

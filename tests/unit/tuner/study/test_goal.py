@@ -166,7 +166,7 @@ def test_an_incrementally_updated_front_equals_the_front_of_all_records(records:
 
 @quick
 @given(st.lists(st.tuples(measures, measures, st.sampled_from([None, 1, 2, 3, 4, 9])), max_size=14))
-def test_incremental_latency_candidates_equal_those_of_all_records(
+def test_an_incremental_choice_of_networks_to_time_equals_a_full_choice(
     drawn: list[tuple[float, float, int | None]],
 ) -> None:
     goal = Goal((0.0,), max_macs=4, max_latency=1.0)
@@ -181,7 +181,7 @@ def test_incremental_latency_candidates_equal_those_of_all_records(
         assert standing.reported == (standing.candidates or goal.reported(seen))
 
 
-def test_the_goal_decides_which_trial_is_a_gain() -> None:
+def test_the_kind_of_goal_decides_which_trials_are_improvements() -> None:
     first, sparser, better = trial(0, 0.9, 0.95), trial(1, 0.97, 0.90), trial(2, 0.8, 0.96)
     assert [FrontTracker(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
     several = FrontTracker(at_targets(0.8, 0.95), [first])
@@ -201,7 +201,7 @@ def test_the_hypervolume_ends_at_the_upper_sparsity_of_the_front() -> None:
     assert goal.mean_value(area) == pytest.approx(0.75)  # 1 on the first half of the range, a half on the second
 
 
-def test_missing_above_is_the_sparsity_above_which_no_trial_is_feasible() -> None:
+def test_the_highest_reached_sparsity_is_reported_if_the_goal_asks_for_more() -> None:
     goal = along_front(0.5, 0.9)
     assert goal.missing_above([]) is None
     assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # if no trial is feasible, another message says so

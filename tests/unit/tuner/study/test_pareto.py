@@ -50,7 +50,7 @@ def feasible(records: list[TrialRecord]) -> list[TrialRecord]:
 
 @quick
 @given(trial_lists())
-def test_the_front_is_exactly_what_no_feasible_trial_dominates(records: list[TrialRecord]) -> None:
+def test_the_front_contains_exactly_the_nondominated_feasible_trials(records: list[TrialRecord]) -> None:
     candidates = feasible(records)
     expected = {at(a) for a in candidates if not any(dominates(at(b), at(a)) for b in candidates)}
     front = pareto_front(records, TARGET)
@@ -80,7 +80,7 @@ def test_the_front_rises_in_sparsity_and_falls_in_accuracy(records: list[TrialRe
 
 @quick
 @given(trial_lists())
-def test_the_best_trial_is_the_front_s_most_accurate_point(records: list[TrialRecord]) -> None:
+def test_the_best_trial_is_the_most_accurate_point_of_the_front(records: list[TrialRecord]) -> None:
     best, front = best_trial(records, TARGET), pareto_front(records, TARGET)
     assert (None if best is None else at(best)) == (at(front[0]) if front else None)
 
@@ -110,7 +110,7 @@ def test_at_one_sparsity_only_the_most_accurate_is_on_the_front() -> None:
     assert pareto_front(records, 0.9) == [records[1]]
 
 
-def test_equal_points_keep_the_lowest_number() -> None:
+def test_the_front_keeps_the_lowest_numbered_trial_of_equal_trials() -> None:
     records = [trial(number, 0.9, 0.8) for number in (5, 2, 9)]
     assert [record.number for record in pareto_front(records, 0.9)] == [2]
 
@@ -147,7 +147,7 @@ def test_a_point_more_never_makes_the_hypervolume_smaller(points: list[Point], m
     assert hypervolume([*points, more], (0, 0)) >= hypervolume(points, (0, 0))
 
 
-def test_hypervolume_of_known_shapes() -> None:
+def test_the_hypervolume_of_known_points_equals_its_closed_form() -> None:
     reference = (0.9, 0.0)
     assert hypervolume([], reference) == 0.0
     assert hypervolume([(0.9, 1.0)], reference) == 0.0  # exactly at the target: an area without width

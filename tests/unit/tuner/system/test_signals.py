@@ -33,7 +33,7 @@ def test_a_first_signal_asks_the_study_to_stop_and_a_second_interrupts_it(capsys
     assert capsys.readouterr().err.count("Interrupt again to end at once") == 2
 
 
-def test_a_study_without_its_ray_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_ends_a_study_at_once_if_its_private_ray_has_died(capsys: pytest.CaptureFixture[str]) -> None:
     class Stop:
         asked = False
 

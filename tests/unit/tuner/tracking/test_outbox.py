@@ -50,7 +50,7 @@ def test_a_note_comes_back_as_it_was_written(
 
 
 @given(limit=st.integers(1, 400))
-def test_notes_read_in_parts_of_any_size_equal_all_notes(limit: int) -> None:
+def test_reading_notes_in_parts_of_any_size_returns_all_notes(limit: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         outbox = Outbox(Path(name), IDENTITY)
         for epoch in range(8):

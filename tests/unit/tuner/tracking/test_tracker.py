@@ -84,7 +84,7 @@ def test_every_epoch_is_in_the_history(tracker: MakeTracker, store: Path) -> Non
     assert [(point.step, point.value) for point in history] == [(epoch, epoch / 20) for epoch in range(1, 21)]
 
 
-def test_odd_metrics_params_and_tags_are_recorded_all_the_same(tracker: MakeTracker, store: Path) -> None:
+def test_unusual_metrics_params_and_tags_are_recorded_without_an_error(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     one.start_study({f"p{n}": "x" * 9000 for n in range(120)}, {f"t{n}": "y" * 9000 for n in range(120)})
     one.start_trial(record(0))
@@ -165,7 +165,7 @@ def test_studies_of_one_experiment_have_separate_parent_runs(tracker: MakeTracke
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_trials_left_running_are_killed(tracker: MakeTracker, store: Path, status: str) -> None:
+def test_runs_of_unfinished_trials_end_as_killed(tracker: MakeTracker, store: Path, status: str) -> None:
     one = tracker()
     one.start_study({}, {})
     one.start_trial(record(0))
@@ -296,7 +296,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert trials["t0000"].data.metrics == {"val_accuracy": 0.6}
 
 
-def test_a_resumed_process_records_the_end_of_a_trial_that_was_missed(tracker: MakeTracker, store: Path) -> None:
+def test_a_resume_records_the_ends_that_an_earlier_process_did_not_record(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     begun(one)
     one.close(120)

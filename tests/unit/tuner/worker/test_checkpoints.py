@@ -30,7 +30,7 @@ def stored(folder: Path, number: int, epoch: int, state: Any) -> Path:
 
 
 @given(state=STATES)
-def test_what_is_read_is_what_was_written(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_checkpoint_is_read_back_unchanged(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = stored(tmp_path_factory.mktemp("state"), 1, 1, state)
     # repr also compares the types: 1 == 1.0 is true, but their texts differ.
     assert repr(checkpoints.read(Folder(path.parent), path.name)) == repr(state)

@@ -151,7 +151,7 @@ def test_a_worker_trains_in_another_folder_and_on_another_machine(
         assert list(tmp_path.glob("tune-sparsity-code-*/*")) == unpacked
 
 
-def test_a_folder_that_has_changed_is_not_taken_for_the_sent_one(
+def test_a_worker_runs_the_sent_code_although_the_folder_changed_later(
     folder: Path, tmp_path: Path, elsewhere: Elsewhere
 ) -> None:
     parcel = packed(folder)
@@ -190,7 +190,7 @@ def test_an_experiment_that_cannot_be_pickled_is_sent_as_source_files(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_users_package_reaches_a_worker(
+def test_a_package_of_the_user_reaches_a_worker(
     folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "place" / "a_users_package"
@@ -232,7 +232,7 @@ def test_an_experiment_made_in_python_is_pickled_by_value() -> None:
     assert back.metric(torch.eye(2), torch.tensor([0, 1])).tolist() == [0.5, 0.5]
 
 
-def test_a_users_own_metric_is_pickled_by_value(folder: Path) -> None:
+def test_a_user_defined_metric_is_pickled_by_value(folder: Path) -> None:
     metric = "def worst(outputs, targets):\n    return outputs.max()\n"
     judged = "mine = replace(mine, metric=tune_sparsity.Metric('worst', worst, maximize=False))\n"
     imports = "\nimport tune_sparsity\nfrom dataclasses import replace\n"
@@ -246,7 +246,7 @@ def test_a_users_own_metric_is_pickled_by_value(folder: Path) -> None:
     assert back.function(torch.eye(2), None) == 1
 
 
-def test_an_experiment_that_differs_from_its_named_one_is_pickled_by_value(folder: Path) -> None:
+def test_a_changed_copy_of_a_named_experiment_is_pickled_by_value(folder: Path) -> None:
     changed = replace(find(f"{folder}/mine.py:mine"), name="changed")
     assert code_of(changed, f"{folder}/mine.py:mine") is None
     assert pickle.loads(pickle.dumps(Parcel(changed, f"{folder}/mine.py:mine"))).name == "changed"

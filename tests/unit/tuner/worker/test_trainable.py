@@ -125,12 +125,12 @@ def test_a_damaged_checkpoint_never_gives_another_result(tenths: int, whole: dic
 
 
 @pytest.mark.usefixtures("often")
-def test_another_trials_checkpoint_is_not_used(whole: dict[str, Any], tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_trial_is_not_used(whole: dict[str, Any], tmp_path: Path) -> None:
     Process(tmp_path, "rigl").run(3)  # both trials have the number 4, so their checkpoints have the same names
     assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]
 
 
-def test_a_worker_process_that_ends_writes_its_trials_checkpoint(whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_worker_process_that_ends_writes_the_checkpoint_of_its_trial(whole: dict[str, Any], tmp_path: Path) -> None:
     process = Process(tmp_path, "lpss")
     process.trial._writer._next = math.inf  # type: ignore[union-attr]
     process.run(3)
@@ -223,7 +223,9 @@ def test_out_of_memory_is_tried_once_more(
     assert last == Report(failure="MemoryError: no memory (twice)")
 
 
-def test_an_exception_of_the_users_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_is_not_tried_again_after_an_exception_in_user_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def broken(training: trainable.Training) -> dict[str, float]:

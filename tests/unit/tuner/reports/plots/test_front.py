@@ -84,7 +84,7 @@ def test_the_target_is_a_dashed_line_with_a_label() -> None:
     assert "target 90%" in notes(RECORDS)
 
 
-def test_the_hover_label_tells_all_and_escapes_what_users_wrote() -> None:
+def test_the_hover_label_describes_a_trial_and_escapes_html() -> None:
     text = hover_text(RECORDS[0])
     for part in ("t0000", "completed", "97.00%", "90.000%", "12,345", "epochs 8", "p = 1.123", "&lt;cosine&gt;"):
         assert part in text

@@ -128,7 +128,7 @@ def test_html_in_titles_and_table_cells_is_escaped() -> None:
     assert "<td>&lt;i&gt;</td><td></td>" in "".join(line.strip() for line in shown.splitlines())
 
 
-def test_a_study_without_any_trial_has_a_page_all_the_same() -> None:
+def test_the_page_of_a_study_without_trials_still_has_two_plots() -> None:
     assert list(figures(Pictured("nothing", GOAL, []))) == ["front", "progress"]
 
 
@@ -239,7 +239,7 @@ def test_sparsity_and_distribution_of_a_layer_come_from_its_weights() -> None:
     assert weights_figure({}) is None
 
 
-def test_layers_come_in_the_networks_order(tmp_path: Path) -> None:
+def test_layers_come_in_the_order_of_the_network(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     names = [f"net.{i}.weight" for i in range(12)]
@@ -300,7 +300,7 @@ def test_the_parameter_with_the_largest_effect_has_the_largest_importance() -> N
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_of_few_trials_no_importance_is_claimed(count: int) -> None:
+def test_few_trials_or_equal_accuracies_give_no_parameter_importance(count: int) -> None:
     assert importances([trial(i, 0.1 * i) for i in range(count)])[0] == {}
     assert importances([trial(i, 0.9) for i in range(20)])[0] == {}
     assert importance_figure({}, "", 0) is None

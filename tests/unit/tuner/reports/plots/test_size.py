@@ -22,7 +22,7 @@ def numbers(records: list[TrialRecord]) -> list[int]:
     return [record.number for record in records]
 
 
-def test_smallest_front_is_the_pareto_front_of_metric_and_bytes() -> None:
+def test_the_function_smallest_front_gives_the_front_of_metric_and_bytes() -> None:
     assert numbers(smallest_front(RECORDS)) == [6, 3, 0, 2]
     assert smallest_front([]) == []
 
