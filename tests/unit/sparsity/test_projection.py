@@ -172,7 +172,7 @@ def test_the_masks_do_not_change_after_a_call_of_project() -> None:
     assert all(torch.equal(mask, old) for mask, old in zip(sparse.masks, fixed, strict=True))
 
 
-def test_projection_keeps_the_most_salient_of_the_active_weights() -> None:
+def test_projection_keeps_the_active_weights_of_largest_magnitude() -> None:
     model = mlp(20, 64, 32, 4)
     sparse = lpss(model, LpssSettings(0.9, 1.3, sphere_lr=0.05), total_steps=400)
     train(model, sparse, 0, 100)

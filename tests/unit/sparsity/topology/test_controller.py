@@ -89,7 +89,7 @@ def test_proportional_integral_equals_its_formula() -> None:
     )
 
 
-def test_the_threshold_rises_after_too_few_drops_and_is_halved_after_enough() -> None:
+def test_the_threshold_rises_if_too_few_weights_drop_and_is_halved_otherwise() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.9), ki=0.0)
     assert controller.update(0.5, 0.1, 0.2, 0.0) == 0.0
     assert controller.raised == pytest.approx(2 * (0.4 - 0.1))

@@ -171,7 +171,7 @@ def test_exactly_one_goal_is_given() -> None:
     assert "--target and --front and --max-nonzero" in refusal(target=0.9, front="0.5:0.9", max_nonzero=5)
 
 
-def test_each_goal_option_is_converted_to_a_goal() -> None:
+def test_options_for_sparsity_and_nonzero_weights_are_converted_to_goals() -> None:
     assert make_config({"target": 0.9}).goal(3, 1000) == at_targets(0.9)
     assert make_config({"target": "0.9,0.8"}).goal(3, 1000) == at_targets(0.8, 0.9)
     assert make_config({"front": "0.5:0.9"}).goal(3, 1000) == along_front(0.5, 0.9)

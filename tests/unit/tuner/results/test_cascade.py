@@ -41,7 +41,7 @@ def answers(scores: list[float], margins: list[float]) -> Answers:
     return Answers(torch.tensor(scores, dtype=torch.float64), torch.tensor(margins), leading)
 
 
-def test_thresholds_are_evenly_spaced_quantiles_of_margins_from_0_to_1() -> None:
+def test_thresholds_divide_sorted_margins_evenly_and_include_both_extremes() -> None:
     sure = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     found = gates(sure)
     assert (found[0], len(found)) == (0.0, QUANTILES + 2)
@@ -324,7 +324,7 @@ def test_nan_outputs_raise_an_error(study: Study, tmp_path: Path) -> None:
         answers_of(study.experiment, tmp_path / "nan", study.data.val)
 
 
-def test_the_recommended_cascade_is_as_good_as_the_best_network_or_the_last() -> None:
+def test_the_last_cascade_is_recommended_if_none_equals_the_best_network() -> None:
     groups = [{"name": "group-1", "macs": 1.5}, {"name": "group-2", "macs": 2.5}]
     assert main_group({"as_good_as_best": "group-1", "groups": groups}) is groups[0]
     assert main_group({"as_good_as_best": None, "groups": groups}) is groups[1]

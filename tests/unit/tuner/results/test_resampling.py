@@ -103,7 +103,7 @@ def test_the_calibration_error_matches_a_calculation_by_hand() -> None:
     assert calibration_error(torch.eye(3), torch.arange(3)) == 0.0
 
 
-def test_noise_at_the_tolerance_lowers_accuracy_by_at_most_half_a_point(drawn: Resampling) -> None:
+def test_noise_within_the_tolerance_lowers_accuracy_by_at_most_half_a_point(drawn: Resampling) -> None:
     tolerance = drawn.noise_tolerance()
     assert 0 < tolerance < 1
     # At the tolerance, the accuracy is at most .005 lower. At four times the tolerance, it is lower than that.

@@ -80,7 +80,7 @@ def test_feasible_trials_rank_first_and_then_by_accuracy(points: list[Value], ta
 
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
-def test_the_fraction_1_over_reduction_of_equal_trials_continues(reduction: float) -> None:
+def test_one_of_n_equal_trials_continues_if_the_reduction_is_n(reduction: float) -> None:
     halving = Halving((5,), target=TARGET, reduction=reduction, window=60)
     on = [halving.goes_on(number, "lpss", 5, (0.1, 0.9)) for number in range(400)]
     assert sum(on[100:]) / 300 == pytest.approx(1 / reduction, abs=0.03)
@@ -96,7 +96,7 @@ def test_an_infeasible_trial_never_goes_on_in_place_of_a_feasible_one() -> None:
 
 
 @given(st.lists(value, min_size=1, max_size=40), st.sampled_from([2.0, 3.0, 4.0]))
-def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduction: float) -> None:
+def test_no_trial_continues_if_a_dominating_trial_is_stopped(points: list[Value], reduction: float) -> None:
     """No dominated trial continues if the trial that dominates it is stopped. No infeasible trial continues if a
     feasible trial is stopped."""
     halving = Halving((5,), target=0.5, reduction=reduction, window=1000)
@@ -310,7 +310,7 @@ def test_nothing_is_stopped_before_there_is_evidence() -> None:
 
 @examples(30)
 @given(st.integers(0, 1000), st.integers(9, 70), st.integers(1, 6))
-def test_at_least_a_third_of_trials_finish_without_wide_gaps_in_sparsity(seed: int, trials: int, slots: int) -> None:
+def test_at_least_a_third_of_trials_finish_and_leave_no_wide_sparsity_gap(seed: int, trials: int, slots: int) -> None:
     rng = random.Random(seed)
     cover, placed = Cover(along_front(LOW, HIGH), {"lpss": Range(LOW, HIGH)}), []
     for number in range(trials):

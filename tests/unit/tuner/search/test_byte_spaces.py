@@ -55,7 +55,7 @@ def test_the_predicted_file_layout_matches_that_of_the_narrower_network(width: f
     assert part.neuron_bytes(10**6) == whole.neuron_bytes(10**6)
 
 
-def test_neurons_are_too_many_if_their_biases_exceed_a_third_of_the_bytes() -> None:
+def test_neurons_are_too_many_if_scales_and_biases_exceed_a_third_of_the_limit() -> None:
     limit = limit_of(1500)
     assert limit.neuron_bytes() == 400 * 4 + 10 * 2  # the biases of the last layer are always there
     assert too_many_neurons(limit)

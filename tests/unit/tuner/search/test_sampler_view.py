@@ -84,7 +84,7 @@ def test_the_first_trials_come_from_the_priors(sampler: str) -> None:
     assert [a.params["p"] for a in asked] == pytest.approx([1.3] + [1.2] * (len(asked) - 1), abs=0.04)
 
 
-def test_with_one_target_the_sampler_sees_one_value_and_optuna_records_two() -> None:
+def test_for_one_target_the_sampler_sees_one_value_and_the_study_stores_two() -> None:
     searcher = OptunaSearcher([SPACE], TARGET)
     asked = searcher.ask()
     searcher.tell(ended(asked, accuracy=0.7))

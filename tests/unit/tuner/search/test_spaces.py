@@ -56,14 +56,14 @@ def test_the_final_sparsity_in_a_built_in_space_has_the_range_of_the_goal(name: 
     assert space.first == ()
 
 
-def test_the_space_of_an_experiment_replaces_the_built_in_space_of_its_method() -> None:
+def test_the_space_of_an_experiment_replaces_the_built_in_space_of_a_method() -> None:
     config = make_config({"target": 0.9, "method": ["gmp", "lpss"]})
     assert [one.name for one in spaces_of(config, at_targets(0.9), "lpss-few-examples")] == ["gmp", "lpss-few-examples"]
     told = make_config({"target": 0.9, "space": "lpss"})
     assert [one.name for one in spaces_of(told, at_targets(0.9), "lpss-few-examples")] == ["lpss"]
 
 
-def test_the_value_target_of_final_sparsity_means_the_range_of_all_targets(space_file: Any) -> None:
+def test_the_word_target_in_a_space_means_the_range_of_all_targets(space_file: Any) -> None:
     space = space_for(space_file("target"), SEVERAL)
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(0.8, 0.95)
     assert FINAL_SPARSITY not in space.fixed

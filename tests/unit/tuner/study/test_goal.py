@@ -166,7 +166,7 @@ def test_an_incrementally_updated_front_equals_the_front_of_all_records(records:
 
 @quick
 @given(st.lists(st.tuples(measures, measures, st.sampled_from([None, 1, 2, 3, 4, 9])), max_size=14))
-def test_an_incremental_choice_of_networks_to_time_equals_a_full_choice(
+def test_an_incremental_choice_of_networks_to_be_timed_equals_a_full_choice(
     drawn: list[tuple[float, float, int | None]],
 ) -> None:
     goal = Goal((0.0,), max_macs=4, max_latency=1.0)

@@ -130,6 +130,6 @@ def test_a_fresh_process_loads_the_logged_and_the_registered_model(
         ({"box": torch.randn(3, 4)}, None),
     ],
 )
-def test_the_targets_determine_the_model_type_in_mlflow(y: Any, expected: str | None) -> None:
+def test_the_labels_determine_the_model_type_in_mlflow(y: Any, expected: str | None) -> None:
     split = Split(torch.randn(3, 2), y)
     assert model_type(Data(split, split, split)) == expected
