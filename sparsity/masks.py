@@ -9,9 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Generator, Tensor
 
-_SMALLEST = (
-    2.0**-100
-)  # the least magnitude of an active weight: large enough to be nonzero, too small to have an effect
+# The least magnitude of an active weight. It is nonzero, and too small to have an effect.
+_SMALLEST = 2.0**-100
 
 
 def zeros_for(sparsity: float, weights: int) -> int:
@@ -107,5 +106,5 @@ def keep_active(weight: Tensor, mask: Tensor) -> None:
     """Replace unmasked entries of a weight tensor that are zero or almost zero by a tiny number, in place. The tensor
     then has exactly as many nonzero entries as its mask."""
     info = torch.finfo(weight.dtype)
-    smallest = max(_SMALLEST, info.tiny * info.eps)  # the smallest number of float16 is larger than 2^-100
+    smallest = max(_SMALLEST, info.tiny * info.eps)  # 2^-24 for float16
     weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

@@ -26,7 +26,7 @@ _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow",
 _ABOUT = "about"  # the part of study.yaml that has no options, but versions, the device and the data's checksum
 _METRIC = "metric"  # a key in this part, if the metric is not accuracy
 MAX_MACS = "max_macs"  # a key in this part, if the goal is a latency: the multiply-adds that are expected to meet it
-WITHHELD = "tracking_uri_without_password"  # a key in this part, if a password keeps the URI out of the options
+WITHHELD = "tracking_uri_without_password"  # a key in this part, if the URI has a password: it is then not an option
 
 
 def read_config(options: dict[str, Any]) -> StudyConfig:

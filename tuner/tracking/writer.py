@@ -30,9 +30,9 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
 SERVER, DATABASE = "server", "database"
 NICENESS = "RAY_worker_niceness"  # Ray's environment variable for the priority of its workers
-GATHER = 1.0  # seconds between two parts, at least: few large parts take less time from the trials
+GATHER = 1.0  # seconds between two parts of the record, at least: sending many small parts would slow the trials
 LONGEST = 16.0  # seconds between two attempts, at most
-SHARE = 1  # the pause after a part, as a multiple of the processor time that the part took from the trials
+SHARE = 1  # the pause after a part, as a multiple of the processor time for sending it
 # With a larger SHARE, more of the record would be sent after the last trial, while the study waits.
 
 

@@ -101,7 +101,7 @@ def test_a_network_without_torchs_wrappers_computes_the_same(
     assert not kinds & {"OptimizedModule", "DataParallel"}
 
 
-def test_the_function_on_one_device_removes_data_parallel() -> None:
+def test_the_function_on_one_device_removes_the_wrapper_data_parallel() -> None:
     model = on_one_device(nn.DataParallel(compiled(residual(nn.DataParallel))))
     assert not any(isinstance(module, nn.DataParallel) for module in model.modules() if module is not model)
     assert type(model).__name__ == "OptimizedModule"

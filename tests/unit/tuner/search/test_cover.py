@@ -147,7 +147,7 @@ def test_the_expected_gain_is_that_of_simulated_trials() -> None:
         assert closed == pytest.approx(expected_gain(sparsity, mean, deviation, completed), rel=0.05, abs=1e-6)
 
 
-def test_the_widest_step_is_where_a_trial_gains_most() -> None:
+def test_the_next_sparsity_lies_in_the_gap_of_the_front_with_the_largest_possible_gain() -> None:
     between = most_to_gain(FRONT, [(0.5, 0.98), (0.6, 0.979), (0.95, 0.5), (0.99, 0.49)])
     assert 0.6 < between < 0.95
     uncovered = most_to_gain(FRONT, [(0.5, 0.98), (0.6, 0.979), (0.7, 0.978)])

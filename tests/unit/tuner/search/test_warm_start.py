@@ -103,7 +103,7 @@ def test_trials_with_another_fixed_value_are_not_carried_over(earlier: Any, tmp_
 
 
 @pytest.mark.parametrize(("value", "carried"), [("global", 6), ("erk", 0)])
-def test_trials_that_lack_a_parameter_are_carried_over_only_at_its_default(
+def test_trials_without_a_parameter_are_carried_over_if_its_fixed_value_is_the_default(
     value: str, carried: int, earlier: Any, tmp_path: Path
 ) -> None:
     earlier()
