@@ -208,7 +208,7 @@ class Rule(NamedTuple):
         return Halving(rung_epochs(epochs, self.first, self.spacing), target=target, reduction=self.reduction)
 
 
-# the first one is the default
+# The first rule is the default of the search.
 RULES = tuple(Rule(*one) for one in ((), (0.2, 3, 4), (1 / 6, 3, 3), (1 / 6, 2, 3), (1 / 8, 3, 3), (1 / 8, 2, 2)))
 
 

@@ -44,5 +44,5 @@ def train(trial) -> None:
         trial.report(lambda: accuracy(model, validation))
 
 
-train.model = network  # makes a new network; results of the study need it for their weights
+train.model = network  # makes a new network for trained weights; study.best.network() and MLflow need it
 train.test = lambda model, data_dir: accuracy(model, parts()[2])  # called once for each reported network

@@ -34,7 +34,7 @@ from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.sparsity.distributions import layer_counts, random_masks, rounded
 from tune_sparsity.sparsity.methods import baselines
 
-VARIATIONS = (0.0, 0.3, 0.6, 1.0)  # coefficients of variation; 0 stands for the random masks
+VARIATIONS = (0.0, 0.3, 0.6, 1.0)  # coefficients of variation of the fan-ins; 0 stands for RigL's random masks
 FIRST_SEED = 200
 LEARNING_RATES = {"digits": 0.1, "fashion-mnist": 0.05}
 

@@ -33,8 +33,8 @@ from tune_sparsity.search_spaces.priors import to_unit
 
 TREES, LEAF, FOLDS = 400, 2, 10
 _LEAST_ERROR = 0.002  # added to each error, because log(0) is not finite
-_LEARNT_FROM = 600  # the number of trainings for the length scales; the time of a fit grows with its cube
-_NEAREST = 40  # a deviation is drawn from this many trainings with a similar error
+_LEARNT_FROM = 600  # the length scales are fitted to n trainings; the time of the fit grows with n^3
+_NEAREST = 40  # a simulated curve gets the noise of one training, drawn from this many with the most similar errors
 _BLAS = ThreadpoolController()  # limited to one thread: on a busy machine, two threads wait for each other
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -137,7 +137,7 @@ class _Model:
         some = np.random.default_rng(0).permutation(len(x))[:_LEARNT_FROM]
         kernel = ConstantKernel(1.0) * Matern(np.full(x.shape[1], 1.5), (0.05, 1e3), nu=2.5) + WhiteKernel(0.05)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a feature without effect has the longest length scale
+            warnings.simplefilter("ignore")  # a warning says that features without effect get the longest length scale
             kernel = GaussianProcessRegressor(kernel, normalize_y=True).fit(x[some], y[some, -1]).kernel_
         trees = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=0.5, random_state=0)
         process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True)

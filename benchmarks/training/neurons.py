@@ -42,12 +42,12 @@ from tune_sparsity.tuner.results.export_formats import onnx_model
 from tune_sparsity.tuner.results.inference_cost import timings
 
 Params = dict[str, Any]
-SHARE = 0.5  # of the multiply-adds that stay
+SHARE = 0.5  # the share of the multiply-adds that a network keeps
 CLASSES, TUNED, SEEDS = 10, 0, (100, 101, 102)
 METHODS = ("dense", *(f"{method}:{multiple}" for multiple in (8, 16) for method in ("torch-pruning", "gmp", "lpss")))
 """Each with the multiple of channels that every layer keeps."""
 RUNTIMES = ("torch", "ONNX Runtime")
-REPEATS = 2  # of the timing
+REPEATS = 2  # how often the networks are timed
 
 
 @dataclass(frozen=True)

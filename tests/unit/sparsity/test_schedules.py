@@ -34,7 +34,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
         ("cosine", 1 / 3, 0.2 + 0.6 * 0.75),
         ("cubic", 0.5, 0.2 + 0.6 / 8),
         ("cubic", 0.75, 0.2 + 0.6 / 64),
-        ("exponential", 0.5, 0.2 + 0.6 / (1 + math.exp(2.5))),  # (x - x^2)/(1 - x^2) = x/(1 + x), x = e^-2.5
+        # With x = e^-2.5, the shape (e^-2.5 - e^-5)/(1 - e^-5) is (x - x^2)/(1 - x^2) = x/(1 + x) = 1/(1 + e^2.5).
+        ("exponential", 0.5, 0.2 + 0.6 / (1 + math.exp(2.5))),
     ],
 )
 def test_schedules_have_known_values_between_their_ends(kind: str, progress: float, value: float) -> None:
@@ -52,7 +53,8 @@ def test_a_schedule_has_exact_values_before_its_begin_and_after_its_end(kind: st
 
 
 def test_gradual_pruning_rises_as_published() -> None:
-    # Zhu and Gupta: s = s_f + (s_i - s_f) (1 - (t - t0)/(n dt))^3.
+    # Zhu and Gupta: while the time t goes from t0 to t0 + n dt, the sparsity goes from s_i to s_f. It is
+    # s = s_f + (s_i - s_f) (1 - (t - t0)/(n dt))^3. Here t0 = .1 and n dt = .6.
     schedule = Schedule("cubic", 0.2, 0.9, 0.1, 0.7)
     for t in np.linspace(0.1, 0.7, 20):
         assert schedule(float(t)) == pytest.approx(0.9 + (0.2 - 0.9) * (1 - (t - 0.1) / 0.6) ** 3, abs=1e-12)
@@ -117,7 +119,7 @@ def test_published_learning_rate_goes_through_its_knots() -> None:
     published = {0: 0.04, 40 / 6: 2.0, 40 / 3: 0.5, 37: 0.004, 40: 0.0002}
     for epoch, value in published.items():
         assert 2 * rate(epoch / 40) == pytest.approx(value, rel=1e-9)
-    assert 2 * rate(10 / 40) == pytest.approx((2.0 + 0.5) / 2)  # half-way between E/6 and E/3
+    assert 2 * rate(10 / 40) == pytest.approx((2.0 + 0.5) / 2)  # half-way between the knots at 40/6 and 40/3
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5])

@@ -71,7 +71,7 @@ def test_a_weight_that_regrows_starts_from_its_decayed_dual_value() -> None:
         sparse.zero_grad()
         F.cross_entropy(model(xs), ys).backward()
         g = weight.grad[0].clone()
-        g[:2] = 0  # the published step; the two dropped weights only decay
+        g[:2] = 0  # in the published step, dropped weights have no gradient, so these two only decay
         expected = (1 - 0.05) * expected - 0.05 * g / (g.abs() ** q).sum() ** (1 / q)
         expected /= (expected.abs() ** q).sum() ** (1 / q)
         sparse.step()

@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.topology.controller import PaperFeedback, Proportion
 
 def test_paper_feedback_equals_the_published_formula() -> None:
     feedback = PaperFeedback(0.8, delta=0.1)
-    # S (1 - rho/2) = 0.72 for rho = 0.2.
+    # The target is .8 and rho is .2. The factor changes from .9 to 1.1 at the sparsity .8 (1 - .2/2) = .72.
     assert feedback.update(0.6, 0.1, 0.2, 0.5) == pytest.approx(0.9 * 0.6 / 0.8)
     assert feedback.update(0.7199, 0.1, 0.2, 0.5) == pytest.approx(0.9 * 0.7199 / 0.8)
     assert feedback.update(0.7201, 0.1, 0.2, 0.5) == pytest.approx(1.1 * 0.7201 / 0.8)
@@ -79,7 +79,8 @@ def test_the_integral_term_reduces_the_error_left_by_a_constant_disturbance() ->
 
 def test_proportional_integral_equals_its_formula() -> None:
     controller = ProportionalIntegral(Schedule("constant", 0.5), kp=1.0, ki=0.5)
-    # e = .1, so u = kp e + ki e = .15, and gamma = 1 - u / .2. In the second update the sum of e is .2, so u = .2.
+    # The sparsity .4 is e = .1 below the target. In the first update u = kp e + ki e = .15, and .2 of the weights are
+    # dropped, so gamma = 1 - .15/.2. In the second update the sum of e is .2, so u = kp e + ki .2 = .2.
     assert controller.update(0.4, 0.2, 0.2, 0.0) == pytest.approx(1 - 0.15 / 0.2)
     assert controller.update(0.4, 0.2, 0.2, 0.0) == pytest.approx(1 - 0.20 / 0.2)
     assert controller.raised == 0.0
@@ -111,7 +112,8 @@ def test_gamma_and_the_integral_are_bounded_for_any_measurements(
     for k, (sparsity, dropped) in enumerate(measured):
         assert 0.0 <= controller.update(sparsity, dropped, 0.2, k / len(measured)) <= 2.0
         assert 0.0 <= controller.raised <= 1.0
-        # Anti-windup: the integral term exceeds the limit of 1 by at most the share of one error, kp + ki.
+        # Anti-windup: an error e is added to the integral only if |kp e + ki integral| < dropped <= 1, or if it makes
+        # the integral smaller. Because |e| <= 1, |ki integral| stays below 1 + kp.
         assert ki * abs(controller.integral) <= 1.0 + (kp + ki) + 1e-9
 
 

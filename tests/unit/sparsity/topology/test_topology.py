@@ -173,7 +173,8 @@ def test_global_magnitude_keeps_the_largest_weights_at_the_scheduled_sparsity(se
 
 def test_threshold_adaptation_grows_gamma_times_the_number_of_dropped_weights() -> None:
     # Each of 4 rows has the magnitudes 1 to 10. 1 and 2 are below 0.5 x 5.5 (the mean), so 8 weights are dropped.
-    # With s = 10/50 and S = .4, gamma = .9 s/S = .45.
+    # The mask of `idle` is zero: 10 of all 50 weights are pruned, so the sparsity is .2. The target is .4, so gamma is
+    # .9 x .2/.4 = .45.
     logs = torch.arange(1.0, 11.0).log2().expand(4, 10)
     dense = pruned(logs, torch.ones(4, 10), torch.zeros(4, 10))
     idle = pruned(torch.zeros(1, 10), torch.zeros(1, 10), torch.arange(10.0).view(1, 10) - 20)

@@ -51,7 +51,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return run
 
 
-# Search spaces: parameters of built-in search spaces, with one mistake
+# Search spaces: built-in search spaces, changed so that they have one mistake
 
 
 def built_in(name: str) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def test_a_search_space_that_cannot_reach_the_goal_is_refused(
     refuse([*goal, "--space", "s.yaml"], "--space", s=space)
 
 
-# Experiments: a valid experiment with one mistake
+# Experiments: SOUND, changed so that it has one mistake
 
 SOUND = """import torch
 from torch import nn

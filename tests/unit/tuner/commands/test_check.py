@@ -30,7 +30,7 @@ def model():
 
 mine = Experiment("mine", load, model, Recipe(2, 16))
 """
-# A change of the file above, and what the line of the study must say.
+# (old text in SOUND, new text, texts in the error message of the study)
 STUDIES = {
     "outputs": ("nn.Linear(8, 12)", "nn.Linear(9, 12)", ["mine.py:mine", "outputs", "float32 (4, 8)", "check"]),
     "prunable": ("nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)", "nn.BatchNorm1d(8)", ["nothing to prune"]),
@@ -76,7 +76,8 @@ def test_check_exits_with_0_for_a_valid_experiment(folder: Path, capsys: pytest.
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert [line.split()[:2] for line in lines] == [["ok", check.name] for check in CHECKS]
-    shares = "90.0% of all weight matrices and 80.8% of all parameters"  # 132 weights and 15 biases
+    # The network has 132 weights and 15 biases, so 90% of the weights are .9 x 132/147 = 80.8% of the parameters.
+    shares = "90.0% of all weight matrices and 80.8% of all parameters"
     assert f"ok       prunable      90% of the prunable weights are {shares}" in lines
     assert printed.err == f"mine.py:mine is valid: {len(CHECKS)} ok\n"
     assert [path.name for path in folder.iterdir()] == ["mine.py"]

@@ -17,7 +17,7 @@ from tune_sparsity import Experiment, Recipe
 mine = Experiment("mine", print, torch.nn.Linear(4, 2), Recipe(1, 2))
 """
 
-# arguments, files to write first, what the line must say
+# (arguments, files to write first, texts in the error message)
 CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "no target": ([], {}, ["--target", "missing"]),
     "target of one": (["--target", "1"], {}, ["--target", "[0, 1)"]),

@@ -96,7 +96,8 @@ def test_ensembles_average_class_probabilities_and_regression_outputs() -> None:
 
 
 def test_the_calibration_error_matches_a_calculation_by_hand() -> None:
-    # Two have confidence .9 and one of them is right; one has .6 and is right: (2 * |.5 - .9| + 1 * |1 - .6|) / 3.
+    # One of the two predictions with confidence .9 is right. The prediction with confidence .6 is right. So the error
+    # is (2 * |.5 - .9| + 1 * |1 - .6|) / 3.
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
     found = calibration_error(probabilities, torch.tensor([0, 1, 0]))
     assert found == pytest.approx((2 * 0.4 + 0.4) / 3, abs=1e-6)
@@ -106,7 +107,7 @@ def test_the_calibration_error_matches_a_calculation_by_hand() -> None:
 def test_noise_within_the_tolerance_lowers_accuracy_by_at_most_half_a_point(drawn: Resampling) -> None:
     tolerance = drawn.noise_tolerance()
     assert 0 < tolerance < 1
-    # At the tolerance, the accuracy is at most .005 lower. At four times the tolerance, it is lower than that.
+    # Noise of the size `tolerance` lowers the accuracy from 1 by at most .005. Four times this noise lowers it by more.
     least = [drawn._judged(drawn.data.val, [drawn._moved({n: r * m for n, m in drawn._means.items()}, 0)]).value
              for r in (tolerance, 4 * tolerance)]  # fmt: skip
     assert least[0] >= 0.995 > least[1]

@@ -322,7 +322,8 @@ def test_at_least_a_third_of_trials_finish_and_leave_no_wide_sparsity_gap(seed: 
     extent = log_sparsity(HIGH) - log_sparsity(LOW)
     done = sorted(log_sparsity(s) for s, f in zip(placed, finished, strict=True) if f)
     ends = [log_sparsity(LOW), *done, log_sparsity(HIGH)]
-    # A trial finishes if no other one within 1.25/n of the range does. Neighbours are placed up to about 3/n apart.
+    # After n trials, a trial finishes if no other trial within 1.25/n of the range has finished or is running. At the
+    # end, neighbouring sparsities are at most about 3/n apart. So gaps between finished trials are at most 6/n.
     assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 6.0 / trials * extent + 1e-9
 
 

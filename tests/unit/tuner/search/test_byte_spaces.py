@@ -69,7 +69,7 @@ def test_widths_are_ordered_and_the_returned_layout_holds_the_most_weights(most:
     limit = limit_of(most)
     widths = widths_for(limit)
     assert 0 < widths.low <= widths.centre <= widths.high <= 1
-    if widths.low < 1:  # the next wider network does not fit without zeros
+    if widths.low < 1:  # with 8 bits a weight, a wider network meets the limit only if it has zeros
         wider = round(widths.low + 0.01, 2)
         assert limit.nonzero(8, wider) < limit.part(8, wider).weights
     if widths.high > widths.low:

@@ -311,7 +311,7 @@ def test_two_methods_share_a_study(tmp_path: Path) -> None:
     assert [(r.method, r.params) for r in again.finished()] == [(a.method, a.params) for a in asked]
 
 
-# Whether it searches
+# What a search finds and records
 
 
 def best_found(sampler: str, seed: int, trials: int = 60) -> float:
