@@ -94,7 +94,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.excess: Callable[[Sequence[Tensor]], int] | None = None  # masks -> how many more weights to prune
         self.steps, self.fixed = 0, False
         self.mask_updates = 0  # since this object was made
-        self._moved = False  # whether the masks are those of the next step
+        self._moved = False  # whether the masks for the next step have already been made
         self.grow_rate: float | None = None  # new connections / dropped connections in the last update
         self.lr_sum = 0.0  # the sum of `lr` on the sphere; if it is far above 1, little of the first weights is left
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]

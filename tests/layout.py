@@ -1,4 +1,4 @@
-"""The measure of the layout: folders, layers, imports, circles, lengths, and other libraries' private names.
+"""The measure of the layout: folders, layers, imports, cycles, lengths, and other libraries' private names.
 
     python -m tests.layout            # of this checkout
     python -m tests.layout FOLDER     # of another one
@@ -155,16 +155,16 @@ def upward(modules: Mapping[str, Module]) -> list[str]:
     return found
 
 
-def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     """Return the sets of nodes that reach each other."""
     reached = {node: _reached(graph, node) for node in graph}
     seen: set[str] = set()
     found = []
     for node in graph:
-        circle = sorted(other for other in reached[node] if node in reached.get(other, ()))
-        if circle and node not in seen:
-            found.append(circle)
-            seen |= set(circle)
+        cycle = sorted(other for other in reached[node] if node in reached.get(other, ()))
+        if cycle and node not in seen:
+            found.append(cycle)
+            seen |= set(cycle)
     return found
 
 
@@ -180,8 +180,8 @@ def _reached(graph: Mapping[str, set[str]], start: str) -> set[str]:
 
 
 def depth(graph: Mapping[str, set[str]]) -> int:
-    """Return the number of layers of a graph: the nodes on its longest path. A circle counts as one node."""
-    whole = {node: min(circle) for circle in circles(graph) for node in circle}
+    """Return the number of layers of a graph: the nodes on its longest path. A cycle counts as one node."""
+    whole = {node: min(cycle) for cycle in cycles(graph) for node in cycle}
     joined: dict[str, set[str]] = defaultdict(set)
     for node, others in graph.items():
         name = whole.get(node, node)
@@ -236,8 +236,8 @@ def report(root: Path) -> str:
         [
             f"files: {len(modules)} in {len(files)} folders; in the fullest {files.most_common(3)}",
             f"files of tests in the fullest folders: {files_by_folder(root, ('tests',)).most_common(3)}",
-            f"modules: on {depth(graph)} layers, {sum(map(len, graph.values()))} imports, circles {circles(graph)}",
-            f"packages: {len(packages)} on {depth(packages)} layers, {edges} imports, circles {circles(packages)}",
+            f"modules: on {depth(graph)} layers, {sum(map(len, graph.values()))} imports, cycles {cycles(graph)}",
+            f"packages: {len(packages)} on {depth(packages)} layers, {edges} imports, cycles {cycles(packages)}",
             f"imports upward: {len(upward(modules))}",
             f"longest files: {lines.most_common(4)}",
             f"longest functions: {functions.most_common(4)}",

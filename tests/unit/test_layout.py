@@ -18,7 +18,7 @@ from tests.layout import (
     MOST_LINES,
     OURS,
     Module,
-    circles,
+    cycles,
     depth,
     files_by_folder,
     folder_graph,
@@ -56,9 +56,9 @@ def test_private_names_are_found() -> None:
     assert set(private_names(ast.parse(source))) == {"ray._private.node", "mlflow.a._b", "torch.c._d"}
 
 
-def test_the_circles_and_the_depth_of_a_known_graph_are_found() -> None:
+def test_the_cycles_and_the_depth_of_a_known_graph_are_found() -> None:
     graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}
-    assert circles(graph) == [["b", "c"]]
+    assert cycles(graph) == [["b", "c"]]
     assert depth(graph) == 3
 
 
@@ -73,8 +73,8 @@ def test_no_import_leads_upward() -> None:
 
 
 def test_nothing_imports_in_a_circle() -> None:
-    assert circles({name: module.imports for name, module in MODULES.items()}) == []
-    assert circles(folder_graph(MODULES)) == []
+    assert cycles({name: module.imports for name, module in MODULES.items()}) == []
+    assert cycles(folder_graph(MODULES)) == []
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=lambda module: module.name)

@@ -59,7 +59,7 @@ def main(folder: str) -> None:
     wrong = ""
     try:
         _keep_a_run(Path(folder) / "mlflow.db")
-    except Exception as error:  # after any error of MLflow, a study could not be recorded
+    except Exception as error:  # whatever the error of MLflow is, it would also stop a study's record
         wrong = one_line(error)
         print(wrong)
     sys.stdout.flush()

@@ -65,8 +65,9 @@ def begin_writer(uri: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # later the log file in the study's folder
         text=True,
-        # Ctrl-C must not end this process, because the end of the search still has to be recorded. A session of its
-        # own would defeat the low priority: Linux divides the processors between sessions first.
+        # Ctrl-C must not end this process, because the end of the search still has to be recorded. A new
+        # process group is enough. In a new session, its low priority (nice) would have no effect on the trials' share
+        # of the processors, because Linux divides the processors among sessions first.
         process_group=0,
     )
 

@@ -44,7 +44,7 @@ def test_popcount_layers_equal_sign_layers_for_every_fan_in(fan_in: int) -> None
             expected = one(x)
             assert torch.equal(counted(x), expected)
             assert torch.equal(counted(to_words(x >= 0)), expected)
-        counted.packs = True  # `counted` now has the kind "sign"; only signs can be packed
+        counted.packs = True  # the last layer of the loop has the kind "sign": only signs can be packed
         assert torch.equal(counted(x), to_words(expected >= 0))
 
 

@@ -231,7 +231,7 @@ def test_the_c_reader_refuses_damaged_files_or_reads_the_original(program: Path)
 def test_the_c_reader_refuses_malformed_files(program: Path) -> None:
     found = through_c(program, MALFORMED)
     twice = next(place for place, data in enumerate(MALFORMED) if data[4:5] == b"\x02")
-    del found[twice]  # the C reader does not remember names
+    del found[twice]  # the file with one name twice: the C reader does not notice it
     assert found == [None] * len(found)
 
 

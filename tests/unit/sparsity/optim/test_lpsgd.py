@@ -225,7 +225,7 @@ def test_log_magnitude_does_not_underflow() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_nan_or_infinite_gradient_names_its_parameter_and_does_not_change_it(bad: float) -> None:
+def test_the_error_for_a_nan_gradient_names_the_parameter_which_stays_unchanged(bad: float) -> None:
     weights = {name: torch.nn.Parameter(torch.randn(4, 6)) for name in ("first.weight", "second.weight")}
     optimizer = LpSGD([{"params": list(weights.items()), "p": 1.3}])
     before = {name: weight.detach().clone() for name, weight in weights.items()}

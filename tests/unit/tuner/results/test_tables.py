@@ -311,13 +311,13 @@ def test_the_document_of_a_front_has_its_hypervolume_and_mean_accuracy(tmp_path:
     assert (found["front"]["from"], found["front"]["to"], found["target"]) == (0.8, 0.9, 0.8)
 
 
-def test_the_document_has_the_size_limit_and_the_equivalent_target(tmp_path: Path) -> None:
+def test_the_result_document_has_the_size_limit_and_its_target_sparsity(tmp_path: Path) -> None:
     records = [trial(0, value=0.97, sparsity=0.9, size_bytes=1001), trial(1, value=0.9, sparsity=0.8, size_bytes=999)]
     found = document(within_bytes(1000, 100, 1000), records, tmp_path)
     assert (found["max_bytes"], found["target"], found["best"]["trial"]) == (1000, 0.9, "t0001")
     assert found["best"]["size_bytes"] == 999
 
 
-def test_the_document_has_the_nonzero_limit_and_the_equivalent_target(tmp_path: Path) -> None:
+def test_the_result_document_has_the_nonzero_limit_and_its_target_sparsity(tmp_path: Path) -> None:
     found = document(at_most(100, 1000), FRONT, tmp_path)
     assert (found["max_nonzero"], found["target"], found["best"]["trial"]) == (100, 0.9, "t0001")

@@ -83,7 +83,7 @@ def test_methods_cover_the_range_each_for_itself() -> None:
         assert max(gaps(own, 0.5, 0.99)) <= 3 / 30
 
 
-def test_a_method_without_a_final_sparsity_has_no_turn() -> None:
+def test_no_next_trial_is_planned_if_no_method_searches_a_final_sparsity() -> None:
     assert Cover(FRONT, {}).next(0, {}, []) is None
 
 

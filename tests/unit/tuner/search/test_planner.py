@@ -69,7 +69,7 @@ def test_the_theoretical_p_of_a_first_point_fits_the_sparsity_of_the_trial() -> 
     assert plans[1].configuration.params["p"] == load_space("lpss", 0.5).first[2]["p"]
 
 
-def test_first_points_without_a_target_are_used_in_turn(tmp_path: Path) -> None:
+def test_first_points_are_tried_in_turn_if_one_of_them_has_no_target(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(
         "method: gmp\nparameters:\n  lr: {type: float, low: 0.01, high: 0.3}\n"
