@@ -121,7 +121,8 @@ def find(name: str) -> Experiment:
 
 
 def has_source(name: str) -> bool:
-    """Return whether an experiment has source code, judged by its name. An object that was given to `tune` has none."""
+    """Return whether an experiment has source code, judged by its name. An experiment that was given to `tune` as an
+    object has no source code."""
     return not name.rpartition(":")[0].endswith(PICKLED)
 
 

@@ -47,8 +47,8 @@ class Prunable:
         return self._in_bits(form, int(used_rows(matrix).sum()))
 
     def least_in_bits(self) -> int:
-        """Return a number of bits that is enough for the tensor with one nonzero weight, at any position. The form
-        COMPACT may need fewer bits."""
+        """Return a number of bits in which the file can store the tensor if only one of its weights is nonzero. It is
+        enough for every position of this weight. The form COMPACT may need fewer bits."""
         last = np.array([self.n - 1] if self.n else [], np.int64)
         return self._in_bits(flat_form(last, self.n, self.bits, dense=not self.scaled), len(last))
 

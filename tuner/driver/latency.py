@@ -138,7 +138,7 @@ def expected_macs(
         curve = measured_curve(experiment, data, model, layers, batch)
     except (Exception, SystemExit) as error:  # the user's network may raise anything
         raise UsageError(
-            f"{_given(config)}: the network cannot be timed at batch {batch}: {described(error)}"
+            f"{_given(config)}: the network cannot be timed with a batch size of {batch}: {described(error)}"
         ) from None
     most = curve.most_macs(config.max_latency)
     if most is None:

@@ -231,8 +231,8 @@ def tracking_line(tracking_uri: str) -> str:
 def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
     """Return the trials for the table, one for each row, and further columns to put on the left.
 
-    With several targets, the trials are the best ones at each target that is reached, and the further column has the
-    targets. For other goals, the trials are those of the front, and there are no further columns.
+    With several targets, there is one row for each target that is reached: the best trial at this target. One further
+    column has the targets. For other goals, the trials are those of the front, and there are no further columns.
     """
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:

@@ -139,8 +139,8 @@ class SamplingStudy(OwnStudy):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """End the trial also in the sampler's own study. The state and the value in this study follow from the settings
-        in `View`."""
+        """End the trial also in the sampler's own study. The settings in `View` decide which state and which value the
+        trial gets there."""
         own = self._open.pop(trial.number, None)
         if own is None:
             self._study.add_trial(self._seen(trial, state, values))

@@ -33,7 +33,8 @@ def known_point(record: TrialRecord) -> Point:
 
 
 def points_of(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return the points of the records in their order. Leave out records whose sparsity or merit is unknown."""
+    """Return the points (sparsity, merit) of the records, in the order of the records. The merit is the metric, negated
+    if it is minimised. Leave out records whose sparsity or metric is unknown."""
     return [point for record in records if (point := point_of(record)) is not None]
 
 

@@ -70,7 +70,7 @@ def written_to(study_folder: Path) -> str | None:
 
 
 class Delivery:
-    """Sends the notes in a study's outbox, part by part.
+    """Sends the notes in a study's outbox to the MLflow store. Each call of `part` sends the next ones.
 
     Args:
         study_folder: the study's folder.
