@@ -1,8 +1,9 @@
-"""Start a worker of a private Ray: as a fork of the fork server (tuner.cluster.fork_server), or else as Ray does.
+"""Start a worker of a private Ray as a fork of the fork server (tuner.cluster.fork_server). If the fork server does not
+fork a worker, start the worker as Ray does.
 
 The raylet (Ray's process that starts workers) runs this file as a script, in place of Ray's own setup_worker.py. The
-raylet passes the same arguments as to setup_worker.py. They are the path of the script that the worker runs, the
-options for this script, and the options for setup_worker.py itself. To start quickly, this file imports only the
+raylet passes the same arguments as to setup_worker.py. These arguments are the path of the worker's script, the options
+for the worker's script, and the options for setup_worker.py itself. To start quickly, this file imports only the
 modules that a request to the fork server needs.
 """
 
@@ -24,8 +25,8 @@ _LANGUAGE = "--language="
 
 
 def main(arguments: list[str]) -> None:
-    """Ask the fork server for a worker, and return if the server has forked one. Otherwise turn this process into the
-    worker. If the raylet has ended, only return.
+    """Ask the fork server for a worker. If the server does not fork one, turn this process into the worker, except if
+    the raylet has ended.
 
     Args:
         arguments: the arguments of setup_worker.py.
@@ -54,7 +55,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def ask(server: str, arguments: list[str]) -> bool:
-    """Ask the fork server for a worker in place of this process. Return whether the server has forked a worker.
+    """Ask the fork server to fork a worker that replaces this process. Return whether the server has done so.
 
     Args:
         server: the path of the server's socket.

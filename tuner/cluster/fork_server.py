@@ -1,13 +1,13 @@
 """Fork the workers of a private Ray from a process that has already loaded their libraries.
 
-A worker needs torch, Ray and our code for trials. Loading them takes seconds of processor time and most of a gigabyte.
-The fork server loads them once for all workers. Forking a worker then takes a moment, and the worker shares the
-server's memory. The fork server has a single thread, because a fork copies only one thread. It runs no user code. The
-raylet starts tuner/cluster/fork_client.py instead of Ray's own script for workers. fork_client.py asks the fork server
-for a worker.
+A worker needs torch, Ray and our code for trials. Loading them takes seconds of processor time and most of a gigabyte
+of memory. The driver, which also needs them, loads them once for all workers. The driver then forks itself, before any
+user code runs and before the driver connects to Ray. This fork of the driver is the fork server. Forking a worker from
+the fork server takes a moment, and the worker shares the fork server's memory. The fork server has a single thread,
+because a fork copies only one thread. The fork server runs no user code.
 
-The fork server is itself a fork of the command's process, which needs the same libraries. This fork happens before any
-user code runs and before the command connects to Ray.
+The raylet starts tuner/cluster/fork_client.py instead of Ray's own script for workers. fork_client.py asks the fork
+server for a worker.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ForkServer:
 
         Args:
             alone: a function that returns whether this process has no other threads. If there are other threads, this
-                process is not forked, and the server refuses all requests for workers.
+                process is not forked, and `refused` says so.
         """
         if not self.variables or self._listener.fileno() < 0:
             return
@@ -214,7 +214,7 @@ class Server:
     """Forks workers on request.
 
     Args:
-        listener: the socket for requests. Workers close it.
+        listener: the socket for requests. Each forked worker closes its copy of the socket.
     """
 
     def __init__(self, listener: socket.socket) -> None:

@@ -30,12 +30,12 @@ _CLIENT = "ray://"
 
 @contextlib.contextmanager
 def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[None]:
-    """Return a context manager. In its block, this process is connected to the cluster at the study's address, or to a
-    private Ray.
+    """Return a context manager. In its block, this process is connected to the cluster at the study's address (option
+    --address). If the study has no address, this process is connected to a private Ray.
 
     Args:
         config: the study's settings.
-        node: the private Ray. If None, a new one is started for this connection.
+        node: the private Ray. If None, and if the study has no address, a new private Ray is started.
 
     Raises:
         UsageError: if no cluster answers at the address, or if the cluster refuses this process.

@@ -1,8 +1,8 @@
 """Give a study's data to the processes that train, through Ray's object store. All processes of a node share one copy.
 
-The driver sends small data, which it has loaded. If the data are larger than LARGE, each node of a cluster loads them
-itself, from the same path as the driver, before the study begins. A missing data set is therefore found before the
-first trial.
+The driver sends the data that it has loaded. On a cluster, data of more than LARGE bytes are not sent. Each node loads
+these data itself, from the same path as the driver, before the study begins. A missing data set is therefore found
+before the first trial.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TUNE_SPARSITY_LARGE_DATA overrides this number."""
 
 @dataclass(frozen=True)
 class NodeArrays:
-    """Holds references to the arrays in Ray's object store.
+    """Holds references to the arrays of the training and validation data in Ray's object store.
 
     Attributes:
         references: a dict from the id of each node to the reference to the arrays that this node has loaded. The key ""
@@ -44,8 +44,8 @@ class NodeArrays:
     references: dict[str, Any]
 
     def here(self) -> Arrays:
-        """Return the arrays that this node has loaded, without a copy. If this node has loaded none, for example
-        because it joined the cluster during the study, return the first arrays of `references`."""
+        """Return the arrays that this node has loaded. If this node has loaded none, for example because it joined
+        the cluster during the study, return the arrays of the driver or of another node."""
         mine = self.references.get(ray.get_runtime_context().get_node_id())
         found: Arrays = ray.get(mine if mine is not None else next(iter(self.references.values())))
         return found

@@ -30,9 +30,9 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
 
     Returns:
         A dict with three keys.
-        versions: a dict from the name of each package to its version, or to "" if the package is not installed. Two
-            more keys are "python", and "tune-sparsity" with a digest of the code.
-        gpus: a dict for each GPU with its "name", and its "total" and "free" memory in MiB.
+        versions: a dict with an entry for each package of PACKAGES: the package's version, or "" if the package is not
+            installed. The entry "python" is the version of Python. The entry "tune-sparsity" is a digest of our code.
+        gpus: a list with a dict for each GPU: its "name", and its "total" and "free" memory in MiB.
         storage: the problem with the storage, as the end of a sentence about this node, such as "cannot write there".
             "" if there is no problem.
     """
@@ -58,8 +58,8 @@ def code() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return the GPUs that nvidia-smi lists, including GPUs that CUDA_VISIBLE_DEVICES hides. See `probe` for the
-    form."""
+    """Return the GPUs that nvidia-smi lists, including GPUs that CUDA_VISIBLE_DEVICES hides. The result is the entry
+    "gpus" of the result of `probe`."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout

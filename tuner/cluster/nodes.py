@@ -117,8 +117,9 @@ def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | N
 
 
 def differences(answers: Sequence[Answer]) -> list[str]:
-    """Compare the versions of the nodes with those of this process. Return a line for each different version. The line
-    names all nodes that have this version."""
+    """Compare the versions of the nodes with those of this process. Return a line for each version that the study does
+    not allow on a node, and for each missing package. A line names all nodes that have this version, or that lack this
+    package."""
     here = node_probe.versions()
     found: dict[str, list[str]] = {}
     for answer in answers:

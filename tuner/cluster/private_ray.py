@@ -68,7 +68,7 @@ class NodeProcess:
         variables: more environment variables for Ray's processes.
         plain: the reason, in one line, to start Ray through its public API. If "", the quick start (see
             tuner.cluster.private_ray_main) is tried first.
-        ahead: whether workers load the libraries that trials need before there is a trial.
+        ahead: whether workers start, and load the libraries of trials, before the first trial.
         say: a function that is called with each line for the user, in the thread that calls `address`.
 
     Attributes:
@@ -122,7 +122,8 @@ class NodeProcess:
         return self._said["address"]
 
     def wait(self) -> None:
-        """Wait until one of Ray's processes has died, or until Ray has been ended. Call `address` first."""
+        """Wait until Ray ends: because the driver ends it, or because one of Ray's two servers (gcs_server, raylet) has
+        died. Call `address` first."""
         self._output.read()
 
     def __enter__(self) -> Self:

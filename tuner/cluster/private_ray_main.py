@@ -5,8 +5,8 @@ had connected to Ray would have threads, and a fork copies only one thread. The 
 (tuner.cluster.private_ray), and reads Ray's address from the process's standard output. To end this process, the driver
 closes the process's standard input. If the driver is killed, the kernel closes the standard input.
 
-The quick start uses private names of Ray's code. If the quick start fails, this process ends Ray's processes, replaces
-itself by a new process, and starts Ray through its public API.
+The quick start uses private names of Ray's code. If the quick start fails, this process ends Ray's processes, and
+executes its program again (os.execv). The new program starts Ray through Ray's public API.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Started:
 
 
 def main(wanted: str, plain: str = "", tried: str = "") -> None:
-    """Start Ray, tell the driver Ray's address, and wait until Ray has to end.
+    """Start Ray, and tell the driver Ray's address. Wait until the driver closes standard input, or until one of Ray's
+    servers has died. Then end Ray and this process.
 
     Args:
-        wanted: JSON with two entries: `sizes`, the arguments of `cpus_in_use`; and `ahead`, whether workers load
-            libraries before there is a trial.
+        wanted: JSON with two entries: `sizes`, the arguments of `cpus_in_use`; and `ahead`, whether workers start,
+            and load the libraries of trials, before the first trial.
         plain: the reason, in one line, to start Ray through its public API, or "" for the quick start.
-        tried: "", except in one case: an earlier process has already tried to start Ray through its public API, and
-            Ray's processes took too long. Ray is then started through its public API a second time. `tried` is the
-            error of the first time, in one line.
+        tried: the error, in one line, of a first attempt to start Ray through its public API, if Ray's processes took
+            too long to start. This call is then the second and last attempt. Without a first attempt, `tried` is "".
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:
@@ -121,7 +121,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def end_all(processes: list[psutil.Process]) -> None:
-    """Kill these processes, and wait until they have ended."""
+    """Kill the given processes, and wait until they have ended."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -132,7 +132,7 @@ def cpus_in_use(
     cpus_per_trial: float, gpus_per_trial: float | str, workers_per_trial: int, trials: int, concurrency: int | None
 ) -> int:
     """Return the number of CPUs that a private Ray gets: enough for the trials that run at the same time, and at most
-    the CPUs of this machine. The arguments have the names of the command's options.
+    the CPUs of this machine. The arguments have the names of the options of `tune-sparsity`.
 
     Args:
         cpus_per_trial: the number of CPUs of each worker.

@@ -2,8 +2,9 @@
 the name.
 
 Each function imports only the part of Ray that the function needs. A process that starts a private Ray does not need
-Ray Tune, and the fork server must import Ray in a special way. If Ray does not have a private name, the function raises
-one of the errors in `MISSING`. `patched` then leaves the patch out, and `why_not` names the missing part.
+Ray Tune, and tuner.cluster.fork_server must set environment variables before it imports Ray. If Ray does not have a
+private name, the function that needs the name raises one of the errors in `MISSING`. `patched` then leaves the patch
+out, and `why_not` names the missing part.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PrivateName(NamedTuple):
 
     Attributes:
         name: the full name, beginning with `ray`.
-        reason: the purpose of the name in Ray or here, as a verb phrase.
+        reason: the purpose of the name, as the end of a sentence that begins with the name: "is an argument of Node".
         gain: the advantage for a study.
         without: the effect if Ray does not have the name.
     """
@@ -148,8 +149,8 @@ PRIVATE = (
 
 @contextmanager
 def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Return a context manager that applies these patches in its block. A patch is left out if it needs a name that Ray
-    does not have."""
+    """Return a context manager that applies the given patches in its block. A patch is left out if it needs a name that
+    Ray does not have."""
     with ExitStack() as stack:
         for patch in patches:
             with suppress(*MISSING):
@@ -158,8 +159,8 @@ def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[
 
 
 def why_not(patch: Callable[[], AbstractContextManager[object]]) -> str:
-    """Return why this patch cannot be applied, in one line with the first name that Ray does not have. Return "" if the
-    patch can be applied."""
+    """Return a line that says why the given patch cannot be applied. The line contains the first name that Ray does not
+    have. Return "" if the patch can be applied."""
     try:
         with patch():
             return ""
@@ -228,12 +229,13 @@ def in_waiting_processes() -> AbstractContextManager[None]:
 
 @contextmanager
 def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
-    """Return a context manager. It yields a form of Ray Tune's Tuner whose controller runs in this process. Under Ray
-    Client, the controller of Tuner would run on the cluster, where our threads, files and MLflow are missing.
+    """Return a context manager. It yields Ray Tune's Tuner. Under Ray Client, it yields a replacement for Tuner whose
+    controller runs in this process. The controller of Tuner would run on the cluster, where our threads, files and
+    MLflow are missing.
 
     Args:
-        scratch: a temporary folder. Under Ray Client, it replaces the folder of a Ray node, because this machine is not
-            a node.
+        scratch: a temporary folder. Under Ray Client, Ray Tune uses this folder in place of the folder of Ray's
+            session, which exists only on nodes.
 
     Raises:
         ImportError, AttributeError: if Ray does not have the private names for this.

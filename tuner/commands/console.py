@@ -1,4 +1,4 @@
-"""Prints messages and writes pages for the commands."""
+"""Prints messages and writes HTML pages for the commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_sparsity.tuner.system.files import write_atomically
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page to the file of --out. Raise UsageError if the file cannot be written."""
+    """Write an HTML page to the file that --out names. Raise UsageError if the file cannot be written."""
     try:
         write_atomically(path, text)
     except OSError as error:

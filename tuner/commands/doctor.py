@@ -243,7 +243,7 @@ def private_ray(plain: str) -> Finding:
 
 
 def authentication(address: str | None) -> Finding:
-    """Check whether Ray's token authentication is on. This process is already connected, so its token is valid.
+    """Check whether Ray's token authentication is on. The token needs no check, because this process is connected.
 
     Args:
         address: the address of the cluster; None for a private Ray.

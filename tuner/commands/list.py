@@ -9,10 +9,10 @@ _LISTS = ("experiments", "methods", "spaces", "samplers")
 
 
 def listing(kind: str) -> str:
-    """Return the names of a kind as a text. Each line has a name and its description.
+    """Return a list of names as a text. Each line has a name and its description.
 
     Args:
-        kind: "experiments", "methods", "spaces" or "samplers".
+        kind: the kind of names: "experiments", "methods", "spaces" or "samplers".
     """
     rows = {
         "experiments": _experiments,

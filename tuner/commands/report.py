@@ -1,4 +1,4 @@
-"""Runs `tune-sparsity report`, which writes a study as a page to send to a colleague."""
+"""Runs `tune-sparsity report`, which writes an HTML page about a study, to send to a colleague."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned, outbox_file
 
 
 def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
-    """Send the unsent records of a study to MLflow, as `send_folder` does. If the study is in an object store, write
-    the changed files back to the object store.
+    """Send the unsent records of a study to MLflow, as `send_folder` does. If the study is in an object store,
+    `send_folder` changes files in a local copy. This function then writes these files back to the object store.
 
     Args:
         config: the study's configuration.
@@ -42,7 +42,8 @@ def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
 
 
 def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, list[str]]:
-    """Send the unsent records of a study to MLflow. Runs of a study that was killed get the status KILLED.
+    """Send the unsent records of a study to MLflow. If the study was killed, its MLflow runs that have not ended get
+    the status KILLED.
 
     Args:
         study_folder: the study's folder.
@@ -50,10 +51,12 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
         chosen: whether the user has given the tracking URI. If not, `uri` must be the URI that the study has used.
 
     Returns:
-        A text that says where the records are in MLflow, and one line for each part that could not be sent.
+        Two values: a text that says where the records are in MLflow; and a list with a line for each part that could
+        not be sent.
 
     Raises:
-        UsageError: if the study is running, if the study has no records, or if the tracking URI is wrong.
+        UsageError: if the study is running or has no records, if the URI needs a database driver that is not installed,
+            or if the study has used another URI and the user has given none.
     """
     if not outbox_file(study_folder).is_file():
         raise UsageError(f"{study_folder} has nothing to send: the file {outbox_file(study_folder)} is missing")

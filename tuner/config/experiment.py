@@ -33,7 +33,7 @@ def sound_data(
     Args:
         config: the study's configuration.
         experiment: the experiment.
-        load: a function that returns the data. If None, this function loads the data itself.
+        load: a function that returns the data. If None, the data are loaded with `experiment.load`.
         warn: a function that is called with each warning of the checks. If None, warnings are ignored.
 
     Raises:
@@ -60,8 +60,8 @@ def sound_data(
 
 
 def experiment_of(config: StudyConfig) -> Experiment:
-    """Return the experiment of a configuration. If --pattern is given, the experiment has this pattern of zeros in its
-    weights. If the experiment is a user's own training loop, run the loop up to its first step, because only the loop
+    """Return the experiment of a configuration. If --pattern is given, the zeros in the experiment's network get this
+    pattern. If the experiment is a user's own training loop, run the loop up to its first step, because only the loop
     can make the network.
 
     Raises:

@@ -51,7 +51,7 @@ def parse_target(value: Any) -> Any:
 
 
 def parse_front(value: Any) -> Any:
-    """Return the lower and the upper end of a front, as sparsities in [0, 1).
+    """Return the two ends of the range of sparsities of --front, the lower end first. Both lie in [0, 1).
 
     Args:
         value: a text such as "0.5:0.99", or a pair of numbers. For None, the result is None.

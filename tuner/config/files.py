@@ -34,7 +34,7 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
     on the command line overrides the same option in the file.
 
     Args:
-        options: a dict from the names of the given options to their values. The value of "config" is the file.
+        options: a dict from the names of the given options to their values. The value of "config" is the file's path.
 
     Raises:
         UsageError: if an option is wrong. If the mistake is in the file, the message names the line.
@@ -140,7 +140,7 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
 
     Args:
         config: the resolved configuration. A tracking URI with a password is left out.
-        epochs: the epochs of a complete trial.
+        epochs: the number of epochs of a complete trial.
         checksum: the checksum of the data.
         device: the device on which trials train, "cpu" or "cuda".
         goal: the study's goal. If the goal's metric is not accuracy, the file contains the metric. For a goal of

@@ -44,8 +44,8 @@ def check_gpus(config: StudyConfig) -> None:
 
 
 def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
-    """Raise UsageError if the zeros have a pattern that a method of the study does not support, or that cannot be
-    combined with --max-bytes."""
+    """Raise UsageError if a method of the study does not support the pattern of the zeros in the experiment's network,
+    or if this pattern cannot be combined with --max-bytes."""
     pattern = experiment.layers.pattern
     if pattern == UNSTRUCTURED:
         return

@@ -1,5 +1,6 @@
 """Make groups of two networks at the end of a study, from the networks that the study has written. A group answers with
-a small network, and asks a large network for uncertain examples (see tuner.results.cascade)."""
+its small network. If this network is uncertain about an example, the large network answers (see
+tuner.results.cascade)."""
 
 from __future__ import annotations
 
@@ -32,9 +33,9 @@ def with_groups(
         folders: a dict from the folder of each written network to the network's trial.
 
     Returns:
-        Three values. The first value is the outcome. The second value describes the networks that were trained again
-        because of the option `--group reflect`. It is a dict from a network's folder to the network's trial. The third
-        value is a list with a line for each result that is missing.
+        Three values. The first value is the outcome. The second value is a dict from a network's folder to the
+        network's trial. It has an entry if `--group reflect` has trained a network again and the study keeps this
+        network. The third value is a list with a line for each result that is missing.
     """
     config, best = prepared.config, outcome.best
     if config.group is None or best is None or not folders:

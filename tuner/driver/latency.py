@@ -39,13 +39,13 @@ _LAST_SECONDS = 1.0  # the time to measure one network at the end of a study
 
 
 class LatencyCurve:
-    """Estimates the milliseconds of a forward pass from the number of multiply-adds of an example.
+    """Estimates the milliseconds of a forward pass from the number of multiply-adds for one example.
 
     The curve is a least-squares fit to measured points. It never falls, and is linear between the points.
 
     Args:
-        measured: a dict from multiply-adds to milliseconds, with an entry for the dense network and for each smaller
-            network.
+        measured: a dict from multiply-adds for one example to milliseconds, with an entry for the dense network and for
+            each smaller network.
     """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
@@ -263,7 +263,7 @@ def exported_latency(file: Path, experiment: Experiment, data: Data, batch: int)
     """Measure the forward pass of a network without its removed neurons, in the form in which it is exported.
 
     Args:
-        file: the trial's weights.
+        file: the file of the network's weights.
         experiment: the experiment. Its pattern contains the neurons that can be removed.
         data: the experiment's data.
         batch: the number of examples in a forward pass.

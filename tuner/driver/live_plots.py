@@ -54,8 +54,8 @@ class LivePictures(Listener):
     An update that fails is skipped, and does not prevent later updates.
 
     Args:
-        drawn: a function that gets copies of the trials' records, and returns the content of the pictures. It is called
-            in a thread.
+        drawn: a function that returns the data for all plots. It is called in a thread, with copies of the trials'
+            records.
         folder: the study's folder.
         tracker: logs the pictures as artifacts of the study's parent run.
         every: the smallest number of seconds between two updates.

@@ -84,12 +84,12 @@ def prepare(
     Args:
         config: the study's configuration.
         resume: whether to continue an existing study, instead of beginning a new study.
-        named: whether the study has a name that the user has given. A new study must not have the name of an existing
-            one.
+        named: whether the user has given the study's name. If True, this function checks that no study has this name,
+            or, to continue a study, that there is a study of this name.
         share: the method `share` of a Connection to Ray. For a private Ray, `share` loads libraries and forks this
-            process, which takes a second. For a built-in experiment, `share` is called after the quick checks, so that
-            a user's mistakes are reported without this delay. Another thread loads the data during the call. For a
-            user's experiment, `share` is called before the user's code runs.
+            process, which takes a second. For a user's experiment, `share` is called before the user's code runs. For a
+            built-in experiment, `share` is called after the quick checks, so that a user's mistakes are reported
+            without this delay. Another thread then loads the data while `share` runs.
 
     Raises:
         UsageError: if a check fails. The message is one line about the first mistake.

@@ -1,4 +1,4 @@
-"""Runs a study's trials with Ray Tune. All decisions are made by StudyRun, which gets Ray's events from here."""
+"""Runs a study's trials with Ray Tune. This module passes Ray's events to StudyRun, which makes all decisions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def slots(config: StudyConfig, gpus: float) -> int:
 
 
 def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetup:
-    """Return the settings of trials. If --workers-per-trial is larger than 1, the returned settings also describe the
+    """Return the settings of trials. If --workers-per-trial is larger than 1, add to the settings a description of the
     worker processes (ranks) that train a trial together."""
     workers = config.workers_per_trial
     if workers == 1:

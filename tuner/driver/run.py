@@ -59,9 +59,9 @@ def run_study(
     Args:
         prepared: the result of `prepare`.
         ray: the connection to Ray. This function waits until Ray is ready, and ends the connection after the trials.
-        resume: whether to continue the study that is in the folder, instead of beginning a new study.
+        resume: whether to continue an existing study, instead of beginning a new study.
         quiet: whether to show no progress on the terminal.
-        launched: the time.monotonic() from which the study's total time counts. If None, it counts from now.
+        launched: the value of time.monotonic() when the study's total time began. If None, this time begins now.
         writer: the process that writes to MLflow, if it has been started already.
 
     Raises:

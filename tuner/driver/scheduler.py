@@ -22,7 +22,7 @@ class StudyScheduler(FIFOScheduler):
     Ray saves no state of this scheduler, because all decisions depend only on the records of the study's trials.
 
     Args:
-        study: the study of the trials.
+        study: the study to which the trials belong.
         names: a dict from Ray's id of each trial to the trial's number. The searcher adds each new trial.
     """
 

@@ -58,7 +58,7 @@ class StudyRun:
 
     Args:
         config: the study's resolved configuration.
-        goal: the goal of the study, which decides which trials are good.
+        goal: the study's metric, target sparsities and limits, as a `Goal`.
         searcher: suggests trials, and receives the result of each trial. For a resumed study, it already contains the
             trials of earlier processes.
         listeners: the listeners, in the order in which they are notified.

@@ -41,8 +41,8 @@ def check_alike(studies: Sequence[EndedStudy]) -> None:
 def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
     """Return the best trial of each study at each target, one row for each pair of a study and a target.
 
-    The targets are those of all studies together. A row also has the difference of the trial's validation metric from
-    that of the first study's best trial at this target.
+    The targets are those of all studies together. A row also has a difference: the trial's validation metric, minus
+    the validation metric of the first study's best trial at this target.
     """
     objective = studies[0].goal.objective
     targets = sorted({target for study in studies for target in study.goal.targets})

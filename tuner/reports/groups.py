@@ -40,7 +40,8 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
 def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
     """Return a table about the examples that the small network of the recommended group passes on to the large network.
 
-    Each row is for one pair of classes: the two that the small network considers most probable.
+    Each row is for one pair of classes. It is about the examples for which the small network considers these two
+    classes most probable.
 
     Args:
         document: the entry "group" of result.json.

@@ -64,8 +64,8 @@ def _drawn(figure: go.Figure, name: str, height: str) -> str:
 def write_html(figure: go.Figure, path: Path) -> None:
     """Write the figure as an HTML page of about 5 MB. The page contains plotly.js and works offline.
 
-    The page has the title of the figure. If the figure has no title, the page has the name of the file. An existing
-    file is replaced in one step.
+    The title of the page is the title of the figure. If the figure has no title, the title of the page is the name of
+    the file, without ".html". An existing file is replaced in one step.
 
     Raises:
         OSError: if the folder cannot be written to.

@@ -224,7 +224,7 @@ class Progress:
             self._take()
 
     def close(self) -> None:
-        """Show the final state and release the terminal. Further calls have no effect."""
+        """Show the final state and release the terminal. After this, `open`, `update` and `close` show nothing."""
         if self._quiet:
             return
         self._take(last=True)

@@ -112,8 +112,8 @@ def _found(outcome: StudyOutcome, record: TrialRecord, target: float) -> str:
 
 
 def targets_lines(outcome: StudyOutcome) -> list[str]:
-    """Return a line about the best network at each of several targets, with its test metric. The list is empty for
-    other goals."""
+    """Return a line about the best network at each target, with its test metric. The list is empty if the study does
+    not have several targets."""
     if outcome.goal.kind is not GoalKind.TARGETS:
         return []
     return [
@@ -124,7 +124,7 @@ def targets_lines(outcome: StudyOutcome) -> list[str]:
 
 def front_line(outcome: StudyOutcome) -> str:
     """Return a line about the front of a study: its hypervolume, and the mean metric over the goal's range of
-    sparsities, which follows from the hypervolume. Return "" if the study's goal is not --front."""
+    sparsities. The mean metric is computed from the hypervolume. Return "" if the study's goal is not --front."""
     goal, objective = outcome.goal, outcome.goal.objective
     if goal.kind is not GoalKind.FRONT:
         return ""
@@ -229,10 +229,10 @@ def tracking_line(tracking_uri: str) -> str:
 
 
 def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
-    """Return the trials for the table, one for each row, and further columns to put on the left.
+    """Return the trials for the table, one for each row, and the columns to put on the left of the trials' own columns.
 
-    With several targets, there is one row for each target that is reached: the best trial at this target. One further
-    column has the targets. For other goals, the trials are those of the front, and there are no further columns.
+    With several targets, there is one row for each target that is reached: the best trial at this target. One column
+    on the left has the targets. For other goals, the trials are those of the front, and there is no column on the left.
     """
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:

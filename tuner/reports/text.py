@@ -36,7 +36,7 @@ def time_left(seconds: float, word: str = "about") -> str:
 
     Args:
         seconds: the time left.
-        word: the first word, for example "at most".
+        word: the text before the time, for example "at most".
     """
     if seconds < 7.5:
         return "a few seconds left"

@@ -210,8 +210,8 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
     targets.
 
     Args:
-        records: the trials in any order and state. Failed and running trials are only counted, not drawn. Trials that
-            were stopped early are drawn at their last validation.
+        records: the trials in any order and state. Failed and running trials are not drawn. The subtitle has their
+            numbers. Trials that were stopped early are drawn at their last validation.
         goal: the study's target sparsities and limits, as a `Goal`.
         title: the title of the plot, as plain text.
 

@@ -1,5 +1,5 @@
-"""Draw the best network: its training, its zeros and its weights. One plot compares the Hoyer sparsity of all trials
-with theory.
+"""Draw the best network: its training, its zeros and its weights. One plot compares the Hoyer sparsity of the
+completed trials with expected values (see sparsity.hoyer).
 
 Each function needs only plain data, and no running study.
 """
@@ -218,12 +218,13 @@ def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.
     """Return a plot of the Hoyer sparsity of completed trials against p, the exponent of the sphere. Return None if no
     trial has a p.
 
-    Curves show the Hoyer sparsity that theory predicts for neurons before pruning.
+    Curves show the expected Hoyer sparsity of neurons before pruning, for three distributions of their weights (see
+    sparsity.hoyer).
 
     Args:
         records: the trials.
         goal: the study's target sparsities and limits, as a `Goal`.
-        fan_in: the number of input weights of a neuron, for the predicted curves.
+        fan_in: the number of input weights of a neuron, for the curves.
     """
     from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform
 

@@ -1,4 +1,4 @@
-"""Draw the search: its best values over time, its trials in parallel coordinates, the importances of the parameters,
+"""Draw the search: its best metrics over time, its trials in parallel coordinates, the importances of the parameters,
 and the learning curves.
 
 Each function needs only plain data, and no running study.
@@ -53,7 +53,7 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 
 
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
-    """Return a plot of the best value at each target over time, and of the hypervolume over time."""
+    """Return a plot of the best metric at each target over time, and of the hypervolume over time."""
     timed, name = _in_order(records)
     objective = goal.objective
     standing = FrontTracker(goal)

@@ -32,7 +32,7 @@ def smallest_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None:
     """Return a plot of the metric against the bytes of the packed file, for completed trials. Each method with each
-    number of bits per weight has its own colour. Return None if no trial has a size."""
+    number of bits per weight has its own colour. Return None if no completed trial has a packed size."""
     sized = _sized(records)
     if not sized:
         return None

@@ -83,8 +83,8 @@ def hover_text(record: TrialRecord) -> str:
 
 
 def places(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return the position of each trial in plots of the metric against sparsity: (sparsity in percent, metric as it is
-    displayed). Trials without a sparsity or a metric are left out."""
+    """Return the position of each trial in plots of the metric against sparsity: (sparsity in percent, metric). The
+    metric is in percent if the plots show it in percent. Trials without a sparsity or a metric are left out."""
     found = [(record.objective, point) for record in records if (point := point_of(record)) is not None]
     return [(100 * x, objective.shown(objective.value(merit))) for objective, (x, merit) in found]
 
