@@ -45,4 +45,4 @@ def train(trial) -> None:
 
 
 train.model = network  # makes a new network for trained weights; study.best.network() and MLflow need it
-train.test = lambda model, data_dir: accuracy(model, parts()[2])  # called once for each reported network
+train.test = lambda model, data_dir: accuracy(model, parts()[2])  # called once for each network that the study tests

@@ -241,29 +241,29 @@ class Experiment:
         return metric_of(self.metric).name
 
     def validated(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the validation data, or None if this process cannot measure it. Raise NotFinite if the
-        metric is not finite."""
+        """Return the metric on the validation data, or None if only the user's own training loop can measure it. Raise
+        NotFinite if the metric is not finite."""
         return evaluate(self, model, data.val)
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the test data, or None if the experiment cannot measure it. Raise NotFinite if the
-        metric is not finite."""
+        """Return the metric on the test data, or None if a user's own training loop has no function that measures it.
+        Raise NotFinite if the metric is not finite."""
         return evaluate(self, model, data.test)
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
-        """Return the network's outputs for inputs of the data set. This method also calls `prepare`."""
+        """Convert inputs of the data set with `prepare`, and return the network's outputs for them."""
         return self.forward(model, self.prepare(x))
 
     def network(self) -> nn.Module:
-        """Return a new network without torch.compile and DataParallel."""
+        """Return a new network. If `model` wraps it with torch.compile or DataParallel, the wrapper is removed."""
         return unwrapped(self.model())
 
     def network_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return a new network with the given weights, in evaluation mode.
 
         Args:
-            tensors: the state_dict. If a training with the method "binary" has saved it, the layers of the new network
-                are first replaced by layers with weights of one bit.
+            tensors: the state_dict. If its weights come from the method "binary", the new network first gets this
+                method's layers with weights of one bit.
 
         Raises:
             RuntimeError: if load_state_dict refuses the weights.
@@ -275,8 +275,8 @@ class Experiment:
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:
-    """Set the network to evaluation mode, and return the network. `eval()` itself may return None if a user's network
-    overrides `train()`."""
+    """Set the network to evaluation mode, and return the network. Use this function instead of the result of `eval()`,
+    which is None if a user's network overrides `train()` without returning the network."""
     model.eval()
     return model
 

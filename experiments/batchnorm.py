@@ -49,7 +49,8 @@ def remeasure(
     """Compute the running statistics of batch normalisation again, with the network's current weights. The statistics
     become the means over the given batches.
 
-    All other layers, such as dropout, are in evaluation mode during these forward passes.
+    The network computes each batch once. In these forward passes, all other layers, such as dropout, are in evaluation
+    mode.
 
     Args:
         inputs: batches of at least two examples each. Without a batch, the statistics do not change.

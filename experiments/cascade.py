@@ -30,8 +30,8 @@ def margins(outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Combines two networks. The small network computes all examples. If the margin of an example is less than theta,
-    the large network computes this example again, and its outputs are used.
+    """Combines two networks. The small network computes the outputs of all examples. If the margin of an example is
+    less than theta, the large network's outputs replace the small network's outputs for this example.
 
     With theta = 0, all outputs are those of the small network. With theta > 1, all are those of the large network.
 

@@ -88,7 +88,7 @@ class Split(NamedTuple):
         Args:
             size: the number of examples in a batch.
             order: the generator of the random order.
-            count: the number of examples.
+            count: the number of examples to yield, at most the number of all examples.
             epoch: the number of the epoch, from 0. It has no effect for examples in memory.
         """
         # If examples are small, one index_select fetches several batches.

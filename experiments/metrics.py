@@ -31,18 +31,18 @@ class Metric:
     tensor(1.4142)
 
     Attributes:
-        name: the name. It begins with a letter and consists of a-z, 0-9 and _, for example macro_f1. It replaces
-            `accuracy` in the names of measures: val_rmse, test_rmse.
+        name: the name. It begins with a letter and consists of a-z, 0-9 and _, for example macro_f1. The names of
+            results contain it in place of `accuracy`: for example val_rmse in place of val_accuracy.
         function: (outputs, targets) -> one finite number. The arguments are those of the whole split, on the CPU. If
-            they are dicts or tuples of tensors, each tensor holds the whole split. This may also be a torchmetrics
-            metric, or None if the user's own training loop measures the metric.
+            they are dicts or tuples of tensors, each tensor holds the whole split. Instead of a function, a
+            torchmetrics metric may be given. None means that the user's own training loop measures the metric.
         maximize: whether larger values are better.
-        each: whether the function returns a score for every example, shape (n,), instead of one number. It is then
-            called for each batch, on the batch's device. The metric is the mean of the scores.
+        each: whether the function returns a score for every example, shape (n,), instead of one number. The function is
+            then called for each batch, on the batch's device. The metric is the mean of the scores.
         percent: whether the metric lies in [0, 1] and is shown in percent.
 
     Raises:
-        ValueError: if the name is not accepted, or if a metric called accuracy is not a maximised percentage.
+        ValueError: if the name is not accepted, or if the name is accuracy, but `maximize` or `percent` is False.
     """
 
     name: str
@@ -101,8 +101,8 @@ def metric_of(given: Any) -> Metric:
 
 
 def is_torchmetric(value: Any) -> bool:
-    """Return whether a value is a torchmetrics metric. The function looks at its methods and does not import
-    torchmetrics."""
+    """Return whether a value is a torchmetrics metric. This function only looks at the value's methods, so that
+    torchmetrics need not be imported."""
     parts = ("update", "compute", "reset", "to")
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in parts)
 

@@ -53,8 +53,8 @@ class OneRank:
             yield Share(batch, length(batch.x), 1)
 
     def own_noise(self) -> AbstractContextManager[None]:
-        """Return a context manager. In its block, each rank draws different global random numbers, for example for
-        dropout."""
+        """Return a context manager. In its block, each rank draws other global random numbers than the other ranks, for
+        example for dropout."""
         return nullcontext()
 
     def own_generator(self, order: Generator) -> Generator:
@@ -63,8 +63,8 @@ class OneRank:
         return order
 
     def add_gradients(self, params: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the ranks. If a rank has no gradient of a parameter, this rank counts
-        as 0. If no rank has a gradient of the parameter, the parameter stays without a gradient."""
+        """Replace each gradient by its sum over the ranks. If a rank has no gradient of a parameter, this rank adds 0.
+        If no rank has a gradient of the parameter, the parameter stays without a gradient."""
 
     def total(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks."""
@@ -91,8 +91,8 @@ class Ranks(OneRank):
     All ranks must begin with the same seed. They then have equal networks and the same order of the examples. Each rank
     computes the gradient of its part of a batch. The sum of these gradients is the gradient of the whole batch, and all
     ranks take the same step with it. The result equals that of a training in one process, with two exceptions: batch
-    normalisation uses the statistics of a rank's part of the batch, and dropout and augmentation draw other random
-    numbers.
+    normalisation uses the statistics of a rank's part of the batch, and each rank draws its own random numbers for
+    dropout and augmentation.
 
     Every method that communicates raises Disconnected if another rank has ended or disconnected.
 

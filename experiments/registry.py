@@ -142,8 +142,8 @@ def home_of(experiment: Experiment) -> Path | None:
 
 
 def module_name(path: Path) -> str:
-    """Return the name in sys.modules for a user's file. It has a prefix. A file random.py can therefore not replace
-    Python's module random."""
+    """Return the name in sys.modules for a user's file: a prefix and the file's name without .py. Because of the
+    prefix, a file random.py cannot replace Python's module random."""
     return f"experiment_file_{path.stem}"
 
 
@@ -202,8 +202,8 @@ _added: list[str] = []  # folders of users' own code that import_from has added 
 def import_from(folder: Path) -> None:
     """Add a folder at the end of sys.path, so that its modules can be imported. Installed modules come first.
 
-    An experiment in another folder may have imported modules with the same names. This function removes them from
-    sys.modules, so that each experiment gets its own modules.
+    An experiment in another folder may already have imported modules that have the same names as modules in `folder`.
+    This function removes these modules from sys.modules, so that each experiment gets its own modules.
     """
     path = str(folder.resolve())
     if path in sys.path and path not in _added:

@@ -21,8 +21,8 @@ class StepMemory:
     The second step is measured, because the optimizer creates its state during the first step. If a training has only
     one step, this step is measured.
 
-    On a CPU, the tensors of torch's operations are counted, without memory inside an operation or in compiled code. On
-    a GPU, the number comes from torch's memory statistics.
+    On a CPU, the tensors of torch's operations are counted. Memory that an operation uses internally, and memory of
+    compiled code, are not counted. On a GPU, the number comes from torch's memory statistics.
 
     Args:
         model: the network. If it is compiled with torch.compile, nothing is measured.
@@ -43,8 +43,8 @@ class StepMemory:
 
     @contextmanager
     def within(self, batch: Any = ()) -> Iterator[None]:
-        """Return a context manager. It measures the memory in its block if the block belongs to the measured step. A
-        step may have several blocks.
+        """Return a context manager. If its block runs during the measured step (see the class), it measures the memory
+        in the block. A step may have several blocks, for example one for the gradients and one for the optimizer.
 
         Args:
             batch: the tensors of the examples, as a tensor or a nested structure of tensors.

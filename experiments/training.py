@@ -107,7 +107,7 @@ class Training:
             val_accuracy: the validation metric of the current network.
             val_accuracy_at_target: the validation metric of the network while it is pruned to the final sparsity for
                 this measurement. If the method averages weights over the last part of the training, val_accuracy and
-                val_accuracy_at_target are measured with the average as soon as the average has a sample.
+                val_accuracy_at_target are measured with the averaged weights as soon as these exist.
             val_accuracy_last: the validation metric with the weights of the last step. It is present only if
                 val_accuracy is measured with an average.
             sparsity, sparsity_total, hoyer, nonzero_weights, travel, threshold, grow_rate: see

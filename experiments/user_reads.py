@@ -16,7 +16,8 @@ from tune_sparsity.experiments.user_code import is_module, is_users_own
 
 
 class Reader(Enum):
-    """Distinguishes the code that reads a file: CODE makes or trains networks, and DATA loads the data."""
+    """Names the kind of code that reads a file. CODE stands for code that makes or trains networks, DATA for code that
+    loads the data."""
 
     CODE = "code"
     """Code that runs in every process that makes or trains networks."""

@@ -35,8 +35,8 @@ def tune(
 ) -> Study:
     """Search for the most accurate sparse network, as the command `tune-sparsity` does, and return the study.
 
-    The study runs in another process, and its progress is printed here. An interrupt ends the study cleanly, and
-    `tune-sparsity resume` continues it.
+    The study runs in another process. This process prints the study's progress. An interrupt ends the study cleanly,
+    and `tune-sparsity resume` continues it.
 
     Example::
 
@@ -50,8 +50,8 @@ def tune(
         quiet: whether to print nothing.
         options: the options of the command, with "_" instead of "-", such as target=0.9, max_nonzero=20000, method,
             trials or epochs. For an option with several values, give a list. One option must be the goal: target (a
-            sparsity in [0, 1), or a list of sparsities), front ("0.5:0.99"), max_nonzero (a number of weights),
-            max_bytes, max_macs or max_latency ("2ms").
+            sparsity in [0, 1), or a list of sparsities), front (the lowest and the highest sparsity, "0.5:0.99"),
+            max_nonzero (a number of weights), max_bytes, max_macs or max_latency ("2ms").
 
     Returns:
         The ended study. Its `best` is None if no trial meets the target.
@@ -92,7 +92,7 @@ def load_study(study: str | Path, storage: str | Path = "studies") -> Study:
 
 
 class Study:
-    """The results of an ended study. A notebook shows it as the table of its front.
+    """The results of an ended study. A notebook shows them as a table of the Pareto front.
 
     Attributes:
         name: the study's name.
@@ -108,8 +108,8 @@ class Study:
 
     @property
     def networks(self) -> dict[str, Found]:
-        """Return the networks that the study has written, as a dict from the names of their folders to objects of
-        Found. Names are, for example, "best", "best-0.9" or "front/t0003"."""
+        """Return the networks that the study has written, as a dict from the names of their folders to `Found` objects.
+        Names are, for example, "best", "best-0.9" or "front/t0003"."""
         trials = {one["trial"]: one for one in self.result["pareto"]}
         found = {}
         for name in self._ended.networks:
@@ -125,8 +125,8 @@ class Study:
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """Return a table with one row for each trial on the front, in order of increasing sparsity. It has the columns
-        of `trials`."""
+        """Return a table with one row for each trial on the Pareto front, in order of increasing sparsity. It has the
+        columns of `trials`."""
         return self._table("pareto.csv")
 
     @cached_property
@@ -158,9 +158,9 @@ class Study:
 
 
 class Found:
-    """A network that a study has found. The object has the network's entries in result.json as attributes, such as
-    trial, method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. If the experiment's metric is not
-    accuracy but, for example, rmse, the object has val_rmse and test_rmse instead."""
+    """A network that a study has found. Each entry of the network in result.json is an attribute of this object: for
+    example trial, method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. If the experiment's metric
+    is not accuracy but, for example, rmse, the object has val_rmse and test_rmse instead."""
 
     def __init__(self, ended: EndedStudy, folder: str, about: dict[str, Any]) -> None:
         self._ended, self._folder, self._about = ended, folder, about

@@ -1,4 +1,5 @@
-"""Define experiments with CIFAR-10 and with a small part of it. torchvision reads or downloads the whole data set."""
+"""Define experiments with CIFAR-10 and with a small part of CIFAR-10. torchvision reads or downloads CIFAR-10. The
+small part has its own file, which is never downloaded."""
 
 from __future__ import annotations
 

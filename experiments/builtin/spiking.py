@@ -1,6 +1,6 @@
-"""Define experiments with spiking networks. They read images row by row, and DNA nucleotide by nucleotide.
+"""Define experiments with spiking networks. The networks read images row by row, and DNA nucleotide by nucleotide.
 
-The inputs of each step are real numbers, which act as input currents of neurons.
+The inputs of each step are real numbers, not spikes. Weights convert them to input currents of the neurons.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def load_digits(data_dir: Path | None = None) -> Data:
 
 
 def load_rows(data_set: str, data_dir: Path | None = None, examples: int = EXAMPLES) -> Data:
-    """Load MNIST or Fashion-MNIST as sequences (n, 28, 28), with fewer training images. The 28 steps are the rows of an
-    image from top to bottom.
+    """Load MNIST or Fashion-MNIST as sequences (n, 28, 28). The 28 steps are the rows of an image from top to bottom.
+    By default, only 10,000 of the 55,000 training images are used.
 
     Args:
         data_set: "MNIST" or "FashionMNIST".

@@ -1,4 +1,5 @@
-"""Define the experiment with Tiny ImageNet: 200 classes of 64x64 images. The archive must be unpacked."""
+"""Define the experiment with Tiny ImageNet: 200 classes of 64x64 images. The user must download and unpack the
+archive."""
 
 from __future__ import annotations
 
@@ -84,8 +85,8 @@ def load(data_dir: Path | None = None) -> Data:
     training set. The validation images are always the same, 25 of each class. The test images are the published
     validation set, because the published test set has no labels.
 
-    The files are read from DATA_DIR/tiny-imagenet-200, in the published layout. The images of val may also lie in one
-    folder for each class, val/CLASS.
+    The files are read from DATA_DIR/tiny-imagenet-200, in the published layout. Instead of the published files, the
+    folder val may have one subfolder for each class.
 
     Raises:
         DataUnavailable: if the files are missing or damaged.

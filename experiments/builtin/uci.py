@@ -58,8 +58,7 @@ def load_dna(data_dir: Path | None = None) -> Data:
 
     The Statlog file dna.scale has 2,000 examples: 1,700 for the training and 300 for the validation, stratified by
     class. The 1,186 examples of dna.scale.t are for the test. A sequence that occurs more than once in dna.scale is
-    never a validation example. The published test file shares 82 examples with the published training file. This
-    function does not remove them.
+    never a validation example. 82 examples of dna.scale.t also occur in dna.scale. This function does not remove them.
     """
     x, y = _libsvm(data_dir, "dna.scale", 180)
     x_test, y_test = _libsvm(data_dir, "dna.scale.t", 180)
@@ -79,7 +78,7 @@ def load_mushroom(data_dir: Path | None = None) -> Data:
     poisonous.
 
     The training file has 5,713 examples for the training and 800 for the validation, stratified by class. The test file
-    has 1,611 examples. No two examples are equal.
+    has 1,611 examples. No two examples of the two files are equal.
     """
     x, y = _libsvm(data_dir, "agaricus.txt.train", 126)
     train, val = hold_out(y, 800)
@@ -96,9 +95,10 @@ def load_climate(data_dir: Path | None = None) -> Data:
     the same. The last 140 simulations are for the test. The features are standardised with the means and standard
     deviations of the training examples.
 
-    The paper (arXiv 2103.16013) does not say which examples are its test examples. The lowest accuracy in the paper is
-    .9214 = 129/140. A network that always predicts success has this accuracy if 129 of 140 test examples are successes.
-    The last 140 simulations contain 129 successes. The test examples of a stratified split would contain 128 successes.
+    The paper (arXiv 2103.16013) does not say which examples are its test examples. They are probably the last 140
+    simulations. The lowest accuracy in the paper is .9214 = 129/140. A network that always predicts success has this
+    accuracy if 129 of 140 test examples are successes. The last 140 simulations contain 129 successes, but the test
+    examples of a stratified split would contain 128.
     """
     rows = [line.split() for line in _text(data_dir, "pop_failures.dat").splitlines()]
     table = torch.tensor([[float(cell) for cell in row] for row in rows])

@@ -22,8 +22,8 @@ class BasicBlock(nn.Module):
     """Computes a residual block: two 3x3 convolutions with batch normalisation, and a shortcut. ReLU is applied to the
     sum of the convolutions' result and the shortcut's result.
 
-    The block maps (n, fan_in, h, w) to (n, fan_out, ceil(h/stride), ceil(w/stride)). The shortcut is the identity. If
-    these shapes differ, the shortcut is a 1x1 convolution with batch normalisation.
+    The block maps (n, fan_in, h, w) to (n, fan_out, ceil(h/stride), ceil(w/stride)). If `stride` is 1 and fan_in equals
+    fan_out, the shortcut is the identity. Otherwise, it is a 1x1 convolution with batch normalisation.
     """
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
@@ -45,9 +45,9 @@ def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes:
     The network begins with a 3x3 convolution with 16 output channels. The stages of blocks follow. The first stage has
     `width` channels and the stride 1. Each later stage has twice as many channels as the stage before it, and the
     stride 2. The network ends with global average pooling and one linear layer. Convolutions have no bias and use He's
-    initialisation by fan-out. The linear layer uses torch's default initialisation. The widths are from S. Zagoruyko,
-    N. Komodakis, "Wide Residual Networks", BMVC 2016. The order of operations in a block comes from K. He et al., "Deep
-    Residual Learning for Image Recognition", CVPR 2016.
+    initialisation by fan-out. The linear layer uses torch's default initialisation. The numbers of channels come from
+    S. Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016. The order of operations in a block comes from K. He
+    et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
     Args:
         blocks: the number of blocks in each stage. The network has 2 + 2 sum(blocks) layers, without the shortcuts.

@@ -5,8 +5,8 @@
     for finding in inspect(find("mine.py:mine")):
         print(finding.level, finding.check, finding.text)
 
-``assert_sound(experiment)`` also runs all checks, for a test of an experiment. ``first_fault(experiment, data)`` runs
-only the quick checks, with which every study begins.
+``assert_sound(experiment)`` also runs all checks, and raises AssertionError if a check fails. Call it in a test of your
+experiment. ``first_fault(experiment, data)`` runs only the quick checks, with which every study begins.
 """
 
 from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject

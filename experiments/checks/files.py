@@ -1,6 +1,7 @@
 """Check that an experiment declares, in `Experiment.files`, the data files that its code reads.
 
-Workers on other machines and the model in MLflow get copies of the declared files, but of no others.
+Workers on other machines, and the model that a study writes to MLflow, get copies of the declared data files. They do
+not get other data files.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
     Args:
         experiment: the experiment.
         data_dir: the folder of the data. Files in this folder need no declaration.
-        elsewhere: text for the warning about files that only `Experiment.load` reads. The text tells the user what to
-            do about these files.
+        elsewhere: advice to the user about files that are read only while the data are loaded. The warning about these
+            files contains this text.
     """
     home = home_of(experiment)
     if home is None:

@@ -1,4 +1,4 @@
-"""Define the checks of a user's own training loop. They let the loop train one or two epochs."""
+"""Define the checks of a user's own training loop. The checks let the loop train one or two epochs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EPOCHS = 2
 
 
 class LoopSubject:
-    """Holds a user's training loop for its checks, and makes the loop's network and short trainings.
+    """Holds a user's training loop for its checks. Makes the networks and the OwnTraining objects for these checks.
 
     Args:
         experiment: the training loop to check, as an OwnLoop.
@@ -47,7 +47,7 @@ class LoopSubject:
 
     @cached_property
     def first_epoch(self) -> tuple[OwnTraining, dict[str, Any]]:
-        """Return a training after its first epoch, and a copy of its state at that time."""
+        """Return an OwnTraining that has trained one epoch, and a copy of its state at that time."""
         training = self.training()
         training.epoch()
         return training, copied(training.state_dict())

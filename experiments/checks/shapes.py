@@ -353,8 +353,8 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 
 def is_classification(subject: Subject) -> bool:
-    """Return whether the experiment is a classification: its loss is F.cross_entropy or its metric is `correct`, and
-    outputs and targets have the shapes of logits and class indices."""
+    """Return whether the experiment is a classification: outputs and targets have the shapes of logits and class
+    indices, and in addition the loss is F.cross_entropy or the metric is `correct`."""
     experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):

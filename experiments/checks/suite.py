@@ -24,7 +24,7 @@ _LOADED = 64  # examples to check of a data set that is not in memory
 
 
 class Level(StrEnum):
-    """Defines the possible results of a check. Only FAILED means that the experiment has a mistake."""
+    """Defines the possible levels of a finding. Only FAILED means that the experiment has a mistake."""
 
     OK = "ok"
     WARNING = "warning"
@@ -34,12 +34,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Holds the result of one check.
+    """Holds the outcome of one check.
 
     Attributes:
         check: the name of the check.
-        level: the result.
-        text: one line. It states the property that the check has confirmed, or the problem and a remedy.
+        level: whether the check has passed, gives a warning, has failed or was skipped.
+        text: one line. It states the property that the check has confirmed, the problem and a remedy, or the reason why
+            the check was skipped.
     """
 
     check: str
@@ -64,7 +65,7 @@ def not_checked(text: str) -> Problem:
 
 
 class Subject:
-    """Holds an experiment for its checks, loads the experiment's data, and makes networks and short trainings.
+    """Holds an experiment and its data for the checks. Makes the networks and the Training objects for these checks.
 
     Args:
         experiment: the experiment to check.
@@ -112,7 +113,7 @@ class Subject:
             return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
-        """Return a training with few examples and few steps in each epoch. Its first epoch has not begun."""
+        """Return a Training with few examples and few steps in each epoch. Its first epoch has not begun."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
         small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
@@ -120,15 +121,16 @@ class Subject:
 
     @cached_property
     def trained(self) -> Training:
-        """Return a finished training of one epoch."""
+        """Return a Training that has trained its only epoch."""
         training = self.training(epochs=1)
         training.epoch()
         return training
 
     @cached_property
     def twice(self) -> tuple[Training, Training]:
-        """Return two trainings with the same seed, each after the first of two epochs. They are equal if the experiment
-        has no mistake. Several checks use these objects. The last of these checks may train them further."""
+        """Return two Training objects with the same seed. Each has trained the first of two epochs. Their networks are
+        equal if the experiment has no mistake. Two checks use these objects: `repeats`, and after it `resumes`, which
+        trains the first one further."""
         first, second = self.training(), self.training()
         first.epoch()
         # Other code in the process may also draw random numbers and copy the weights.
@@ -155,12 +157,13 @@ class Check:
     Attributes:
         name: a short and unique name.
         holds: the property, as a sentence for users.
-        problems: (Subject) -> the problems that violate the property. An exception in this function also counts as a
-            problem of the experiment.
+        problems: (Subject or LoopSubject) -> the problems that the check finds. Any exception in this function except
+            DataUnavailable also counts as a problem of the experiment.
         needs: the names of other checks. This check is skipped if one of them has failed or was skipped.
         quick: whether every study runs this check at its beginning, because the check takes little time. If the check
             fails, the study ends with an error.
-        told: whether a study runs this check at its beginning and prints its problems as warnings. The study continues.
+        told: whether a study also runs this check at its beginning. If the check fails, the study prints the problem as
+            a warning and continues.
     """
 
     name: str

@@ -48,8 +48,8 @@ def first_look(
         experiment: the experiment. A user's training loop must be an OwnLoop that the function `looked_at` has
             returned.
         loaded: the experiment's data.
-        told: whether to run also the checks whose attribute `told` is true. If such a check fails, its finding becomes
-            a warning.
+        told: whether to run, in addition to the quick checks, the checks whose attribute `told` is true. If such a
+            check fails, its finding becomes a warning. For a user's training loop, this argument has no effect.
         data_dir: the folder of the data.
     """
     if isinstance(experiment, OwnLoop):

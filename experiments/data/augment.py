@@ -49,7 +49,7 @@ def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
     """Pad each image, and return a part of it with the original size.
 
     Args:
-        x: images (n, c, h, w). The padding reflects the image at its border pixels, which are not repeated.
+        x: images (n, c, h, w). The padding is that of F.pad with mode="reflect".
         pad: pixels on every side, less than the height and the width.
         top, left: row and column, in the padded image, of the first pixel of each returned image. Both have the shape
             (n,) and values in [0, 2 * pad].
@@ -96,7 +96,7 @@ class Augmentation:
 
     Attributes:
         pad: pixels of padding on every side, less than the image's height and width. With 0, there is no crop. All (2
-            pad + 1)^2 windows are equally likely.
+            pad + 1)^2 positions of the crop are equally likely.
         mirror: whether each image is flipped with probability 1/2.
         hole: side of the square that cutout sets to 0, in pixels. With 0, there is no cutout. The square always lies
             inside the image. In the original method (T. DeVries, G. Taylor, "Improved Regularization of Convolutional

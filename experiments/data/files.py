@@ -52,7 +52,7 @@ def read_checked(path: Path, md5: str, origin: str) -> bytes:
 
 @contextlib.contextmanager
 def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
-    """Return a context manager. Its block lets torchvision download a data set. In the block, standard output is
+    """Return a context manager for a block in which torchvision downloads a data set. In the block, standard output is
     redirected to standard error.
 
     If the download fails, the context manager removes the empty folders that the download has created, and raises

@@ -1,4 +1,5 @@
-"""Run users' own training loops. A loop is a function whose argument, a `Trial`, gives it the optimizer and epochs."""
+"""Run users' own training loops. A loop is a function with one argument, a `Trial`. The trial gives the loop its
+optimizer and its epochs."""
 
 from tune_sparsity.experiments.own.loop import OwnLoop, own_loop
 from tune_sparsity.experiments.own.training import OwnTraining

@@ -1,4 +1,5 @@
-"""Run the beginning of a user's training loop, to find its network, its inputs and its number of epochs."""
+"""Run the beginning of a user's training loop, to find the loop's network, the network's inputs and the number of
+epochs."""
 
 from __future__ import annotations
 
@@ -93,10 +94,10 @@ class _Looking(Trial):
 
 
 def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
-    """Return a copy of the experiment with four additions: the number of epochs, the network, the layers that make the
-    network's outputs, and example inputs.
+    """Return a copy of the experiment that also contains the number of epochs, the network, the names of the last
+    layer's weights (see LayerRules), example inputs and `data_dir`.
 
-    To find these, this function runs the loop in this process up to the first forward pass of its first epoch.
+    To find these values, this function runs the loop in this process up to the first forward pass of its first epoch.
 
     Args:
         experiment: the user's training loop.

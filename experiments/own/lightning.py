@@ -14,7 +14,8 @@ class LightningSparsity(L.Callback):
     """Connects a Lightning Trainer with a trial of a search. The trial makes the network sparse.
 
     The trial's optimizer replaces the result of the module's configure_optimizers. During the validation of each epoch,
-    the network is pruned to its final sparsity. Example::
+    the network is pruned to its final sparsity. After the validation, its weights are restored, except in the last
+    epoch. Example::
 
         def train(trial):
             module = Classifier()

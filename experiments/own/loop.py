@@ -36,12 +36,13 @@ class OwnLoop(Experiment):
 
     Attributes:
         loop: the training function. Its argument is a Trial.
-        tests: (network, data_dir) -> the metric on the test data. The function is called once for each reported
-            network. If None, the test metric is not measured.
-        rebuilt: whether the user gave a function for the attribute `model`, which makes the network in any process. If
-            False, `model` copies the network that the loop made when the function `looked_at` ran it. Such a `model`
-            works only in the process that called `looked_at`.
-        baseline: the metric of an untrained network, or None. Metrics without a known worst value need it.
+        tests: (network, data_dir) -> the metric on the test data. The function is called once for each network whose
+            test metric the study reports. If None, the test metric is not measured.
+        rebuilt: whether `model` is a function that the user gave. Such a function makes the network in any process. If
+            False, `model` copies the network that the loop made when the function `looked_at` ran the loop. This
+            `model` works only in the process that called `looked_at`.
+        baseline: the metric of an untrained network. If the metric has no known worst value, a study measures the
+            hypervolume of its front from this value. For other metrics, the value may be None.
         data_dir: the folder that --data-dir gives, or None.
     """
 
@@ -125,10 +126,12 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
 
 
 def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Convert the arguments of a network's call to one nested structure of tensors. `call` converts it back.
+    """Convert the arguments of a network's call to one nested structure of tensors. `call` calls a network with this
+    structure.
 
-    A single argument does not change. Several arguments become a dict. It contains a keyword argument only
-    if the argument holds tensors, and if the first dimension of each tensor is the number of examples.
+    Keyword arguments are kept only if they hold tensors, and if the first dimension of each tensor is the number of
+    examples. Other keyword arguments are left out. If only one positional argument remains, this function returns it
+    unchanged. Otherwise the remaining arguments become a dict.
     """
     examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
     with_tensors = {

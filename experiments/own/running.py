@@ -1,4 +1,5 @@
-"""Implement Trial, the argument of a user's training loop, for a loop that trains in a search."""
+"""Implement Trial, the argument of a user's training loop, for a loop that trains. (`first_look` has another Trial,
+which ends the loop before the first step.)"""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ _LAST_INPUTS = 8  # batches to keep, for the running statistics after weights we
 
 
 class RunningTrial(Trial):
-    """Implements Trial for a loop that trains in a search.
+    """Implements Trial for a loop that trains, in a study or in a check.
 
     Args:
         experiment: the loop, from the function `looked_at`.
         method, params: the name of the method and its parameters in this trial.
-        epochs: the number of epochs that the study trains.
+        epochs: the number of epochs to train.
         seed: the seed of the trial.
         device: "cpu" or "cuda".
         hand_over: a function that is called after each epoch with the epoch's measures. It is also called with None

@@ -79,9 +79,11 @@ class OwnTraining:
         """Let the loop train an epoch, and return the measures of the epoch, as a dict from names to values.
 
         Returns:
-            The measures that `Training.epoch` also returns: the validation metric as val_NAME and val_NAME_at_target,
-            the measures of the sparsity, and epoch_seconds. Other measures, such as train_loss, are present only if the
-            loop gives them to `Trial.report`.
+            The measures that `Training.epoch` also returns: the validation metric as val_NAME and val_NAME_at_target
+            (NAME is the metric's name), the measures of the sparsity, and epoch_seconds. Two more measures are steps,
+            the number of optimizer steps so far, and steps_announced, the number of steps in all epochs (see
+            `Trial.sparsify`). Other measures, such as train_loss, are present only if the loop gives them to
+            `Trial.report`.
 
         Raises:
             NotFinite: if a weight is NaN or infinite.
@@ -147,7 +149,7 @@ class OwnTraining:
             The exception that the loop raised after its last epoch, or None if it raised none.
 
         Raises:
-            LoopError: if the loop does not end in time.
+            LoopError: if the loop does not end within 30 seconds.
         """
         self._trial.stopped = not self.finished
         if self._thread.ident is None:

@@ -13,7 +13,8 @@ from tune_sparsity.experiments.own.trial import LoopError, Trial
 class TrainerSparsity(TrainerCallback):
     """Connects transformers' Trainer with a trial of a search. The trial makes the network sparse.
 
-    During the evaluation of each epoch, the network is pruned to its final sparsity. Example::
+    During the evaluation of each epoch, the network is pruned to its final sparsity. After the evaluation, its weights
+    are restored, except in the last epoch. Example::
 
         def train(trial):
             model, args = BertForSequenceClassification(config), TrainingArguments(..., eval_strategy="epoch")
@@ -28,7 +29,8 @@ class TrainerSparsity(TrainerCallback):
     Args:
         trial: the argument of the training loop.
         model: the network. It is moved to `args.device`.
-        args: the Trainer's arguments. This class changes num_train_epochs, seed and, if "linear", lr_scheduler_type.
+        args: the Trainer's arguments. This class changes num_train_epochs and seed. It also changes lr_scheduler_type
+            if this is "linear".
         examples: the number of examples in the training data.
         monitor: the name of the metric to report. The results of the evaluation must contain it.
 

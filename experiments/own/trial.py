@@ -93,7 +93,7 @@ class Trial(ABC):
             epochs: the number of epochs that the loop's code asks for.
 
         Returns:
-            The study's number of epochs, without the epochs that a loaded checkpoint already contains.
+            The study's number of epochs, or the number of remaining epochs if the trial continues from a checkpoint.
 
         Raises:
             LoopError: if `sparsify` was not called before, if `epochs` is not a whole number >= 1, or if the search has
@@ -119,7 +119,7 @@ class Trial(ABC):
                 study's number is used.
 
         Raises:
-            LoopError: if `sparsify` was not called before, if an epoch ends without `report`, or if `begin` raises it.
+            LoopError: if an epoch ends without `report`, and for the reasons that `begin` names.
         """
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Trial(ABC):
         checkpoint, the object's load_state_dict is called with the saved state.
 
         Args:
-            name: a name in the checkpoint. Each object needs another name.
+            name: the name of the object in the checkpoint. No two objects may have the same name.
             thing: an object with state_dict and load_state_dict, for example a scheduler or a GradScaler.
 
         Raises:
@@ -158,8 +158,8 @@ class Trial(ABC):
 
     @abstractmethod
     def projected(self) -> AbstractContextManager[None]:
-        """Return a context manager. In its block, the network is pruned to the final sparsity. Afterwards, the
-        network's weights are restored. In the last epoch, the network stays pruned."""
+        """Return a context manager. In its block, the network is pruned to the final sparsity. After the block, the
+        network's weights are restored, except in the last epoch: then the network stays pruned."""
 
     @property
     @abstractmethod

@@ -62,7 +62,7 @@ class SpikingLayer(_Reading):
 
     A call takes two arguments: a dict from the name of each source to its values, and the number of steps. A source is
     an earlier layer or the network's input. Its values have the shape (examples * steps, number of values). A call
-    returns traces and spikes, each of the shape (examples, steps, neurons).
+    returns the traces (see `spiking_scan`) and the spikes of the neurons, each of the shape (examples, steps, neurons).
     """
 
     def __init__(self, sources: Mapping[str, int], neurons: int, network: SpikingNetwork) -> None:
@@ -74,7 +74,7 @@ class SpikingLayer(_Reading):
         self.synapse = nn.Parameter(torch.zeros(neurons)) if network.learn_intrinsic else None
 
     def constants(self) -> Constants:
-        """Return the neurons' constants for the current values of the trained parameters."""
+        """Return the neurons' self-weights and leaks (see Constants), computed from the current parameters."""
         leaks = zip((self.membrane, self.synapse), self.tau, strict=True)
         membrane, synapse = (self.constant(trained, tau, self.intrinsic_lr) for trained, tau in leaks)
         return Constants(self.zeros if self.self_weight is None else self.self_weight, membrane, synapse)
@@ -109,9 +109,10 @@ class SpikingNetwork(nn.Module):
 
     The output of a neuron is its trace, a moving average of its spikes. The input current of a neuron in a step is a
     sum of up to three parts: the traces of the previous layer in this step (weights W), the neuron's own trace of the
-    step before (weight v), and, with `skip`, the traces of all earlier layers and the network's input (weights S). W
-    and S are nn.Linear, so the methods can prune them. v is not pruned. `spiking_scan` documents the equations, which
-    come from Zhang, Li, arXiv:2010.12691.
+    step before (weight v), and, with `skip`, the traces of all layers before the previous one and the network's input
+    (weights S). The first layer has no previous layer: there, W multiplies the network's input. W and S are nn.Linear,
+    so the methods can prune them. v is not pruned. `spiking_scan` documents the equations, which come from Zhang, Li,
+    arXiv:2010.12691.
 
     The inputs are real numbers of the shape (examples, steps, sizes[0]). All examples of a batch have the same number
     of steps. The outputs have the shape (examples, sizes[-1]). A forward pass draws no random numbers. Example::

@@ -1,4 +1,4 @@
-"""Count the spikes of a spiking network, and the operations (synaptic operations) that it needs for an example."""
+"""Count the spikes of a spiking network, and the synaptic operations that the network needs for an example."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Activity:
 
     Attributes:
         rates: a dict from the name of each spiking layer to the mean number of spikes of a neuron in a step, in [0, 1].
-        spared: for one example, the number of multiply-adds that multiply a nonzero weight by a spike (0 or 1).
-            Additions replace these multiply-adds.
-        caused: the number of additions in an example. Each spike of a neuron causes one addition for each nonzero
+        spared: for one example, the number of multiply-adds that multiply a nonzero weight by a trace. Hardware for
+            spikes needs the additions of `caused` instead.
+        caused: for one example, the number of additions. Each spike of a neuron causes one addition for each nonzero
             weight from this neuron to another.
     """
 
@@ -32,11 +32,11 @@ class Activity:
     caused: float
 
     def synaptic_operations(self, macs: int) -> int:
-        """Return the number of synaptic operations of an example: additions that spikes cause, and multiply-adds with
-        real inputs.
+        """Return the number of synaptic operations of an example: additions that spikes cause, and multiply-adds whose
+        inputs are not traces, as in the first layer.
 
         Args:
-            macs: the multiply-adds of an example with nonzero weights, in all layers of the network.
+            macs: the multiply-adds with nonzero weights, for one example, in all layers of the network.
         """
         return round(macs - self.spared + self.caused)
 

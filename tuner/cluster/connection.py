@@ -35,7 +35,8 @@ class Connection(Protocol):
     plain: str
 
     def begin(self) -> None:
-        """Begin to start Ray, because the study will need it soon. Do nothing if Ray is already starting."""
+        """Begin to start a private Ray, because the study will need Ray soon. Do nothing if the start has already
+        begun."""
 
     def share(self, alone: Callable[[], bool]) -> None:
         """Load the libraries that Ray's workers need, and fork this process. The forked process keeps the libraries in
@@ -53,7 +54,7 @@ class Connection(Protocol):
         """Wait until Ray is ready.
 
         Raises:
-            UsageError: if no cluster answers at the address, or if the study cannot run on its nodes.
+            UsageError: if no cluster answers at the address, or if the study cannot run on the cluster's nodes.
         """
 
     def heard(self) -> None:
@@ -74,8 +75,8 @@ class Connection(Protocol):
 
 
 def is_sound(config: StudyConfig) -> bool:
-    """Return whether parts of the study may start before all options are checked. They may start if the options that
-    are checked later have their defaults, and if the experiment is a built-in one."""
+    """Return whether parts of the study may start before all options are checked. They may start if the experiment is a
+    built-in one, and if all options that are checked late, such as --space, have their defaults."""
     sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
     return sure and ":" not in config.experiment  # a colon means a user's own code
 
