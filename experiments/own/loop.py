@@ -19,7 +19,7 @@ from tune_sparsity.sparsity.layers import LayerRules
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
 
 ATTRIBUTES = ("baseline", "files", "layers", "metric", "model", "optimizer", "space", "test", "trained")
-_POSITIONAL = "input_"
+_POSITIONAL = "input_{}"  # the name of a positional argument, with its place
 
 
 def _no_model() -> nn.Module:
@@ -130,8 +130,8 @@ def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     structure.
 
     Keyword arguments are kept only if they hold tensors, and if the first dimension of each tensor is the number of
-    examples. Other keyword arguments are left out. If only one positional argument remains, this function returns it
-    unchanged. Otherwise the remaining arguments become a dict.
+    examples. Other keyword arguments are left out. If only one positional argument remains, and it is not a mapping,
+    this function returns it unchanged. Otherwise the remaining arguments become a dict.
     """
     examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
     with_tensors = {
@@ -139,16 +139,16 @@ def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         for name, value in kwargs.items()
         if tensors_in(value) and all(one.ndim and len(one) == examples[0] for one in tensors_in(value))
     }
-    if len(args) == 1 and not with_tensors:
+    if len(args) == 1 and not with_tensors and not isinstance(args[0], Mapping):
         return args[0]
-    return {**{f"{_POSITIONAL}{i}": value for i, value in enumerate(args)}, **with_tensors}
+    return {**{_POSITIONAL.format(place): value for place, value in enumerate(args)}, **with_tensors}
 
 
 def call(model: nn.Module, x: Any) -> Any:
     """Call the network with inputs from `as_inputs`, and return its result."""
     if not isinstance(x, Mapping):
         return model(x)
-    places = [name for name in x if name.startswith(_POSITIONAL)]
+    places = [name for place, name in enumerate(x) if name == _POSITIONAL.format(place)]
     return model(*(x[name] for name in places), **{name: value for name, value in x.items() if name not in places})
 
 

@@ -187,6 +187,24 @@ def hidden(trial):
         pass_over(model, loader, sparse)
         trial.report(lambda: accuracy(model))
 
+class TakesADict(nn.Module):
+    "Its last layer is registered first."
+    def __init__(self):
+        super().__init__()
+        self.out, self.body = nn.Linear(24, 4), nn.Linear(8, 24)
+    def forward(self, batch):
+        return self.out(self.body(batch["x"]).relu())
+
+def takes_a_dict(trial):
+    model, loader, sparse = begun(trial, TakesADict())
+    for epoch in trial.epochs(EPOCHS):
+        for x, y in loader:
+            sparse.zero_grad()
+            cross_entropy(model({"x": x}), y).backward()
+            sparse.step()
+        x, y = examples(80, 1)
+        trial.report(lambda: (model({"x": x}).argmax(1) == y).float().mean().item())
+
 def forgets(trial):
     model, loader, sparse = begun(trial)
     halving = torch.optim.lr_scheduler.StepLR(sparse, 7, gamma=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tune_sparsity.experiments.checks import Level, first_look
 from tune_sparsity.experiments.own import first_look as look_module
 from tune_sparsity.experiments.own import training as module
 from tune_sparsity.experiments.own.first_look import looked_at
+from tune_sparsity.experiments.own.loop import as_inputs, call
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.worker import checkpoints
@@ -243,6 +245,35 @@ def test_a_batch_norm_that_a_loop_keeps_in_evaluation_mode_does_not_change(file:
     assert not any(measures or mean.any() for measures, mean in seen)
     assert training.model[1].running_mean.tolist() == [0.0] * 24
     training.close()
+
+
+X, Y = torch.zeros(3, 2), torch.ones(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((X,), {}),
+        ((X, Y), {}),
+        (({"a": X, "b": Y},), {}),
+        (({"a": X}, Y), {}),
+        (((X, Y),), {}),
+        ((X,), {"mask": Y}),
+        (({"a": X},), {"mask": Y}),
+        ((), {"input_mask": X, "input_ids": Y}),
+        ((), {"input_ids": X}),
+    ],
+)
+def test_a_recorded_call_of_a_network_is_repeated_with_equal_arguments(args: Any, kwargs: Any) -> None:
+    class Called(torch.nn.Module):
+        def forward(self, *given: Any, **named: Any) -> Any:
+            return given, named
+
+    assert call(Called(), as_inputs(args, kwargs)) == (args, kwargs)
+
+
+def test_the_last_layer_of_a_network_that_takes_a_dict_is_found(file: Path) -> None:
+    assert loop(file, "takes_a_dict").layers.last == ("out.weight",)
 
 
 def test_a_loop_whose_last_layer_is_not_found_gets_a_warning(file: Path) -> None:
