@@ -169,10 +169,11 @@ class Experiment:
         model: () -> a new network. The function draws the weights from torch's global generator, which the caller
             seeds.
         recipe: the default epochs, batch size and other settings of the training.
-        forward: (network, prepared inputs) -> the outputs, one tensor of the shape (examples, ...). By default, the
-            network is called with the inputs. If the inputs are a dict, its entries are keyword arguments.
-        optimizer: "sgd" or "adamw", the optimizer of all parameters. With the method lpss, LpSGD updates the weights on
-            the sphere instead. With "adamw", a study uses search ranges that suit AdamW, as `--space lpss+adamw` does.
+        forward: (network, inputs from `prepare`) -> the outputs, one tensor of the shape (examples, ...). By default,
+            the network is called with the inputs. If the inputs are a dict, its entries are keyword arguments.
+        optimizer: "sgd" or "adamw". This optimizer updates all parameters or, with the method lpss, all parameters
+            except the weights on the sphere, which LpSGD updates. With "adamw", a study uses search ranges that suit
+            AdamW, as `--space lpss+adamw` does.
         loss: (outputs, targets) -> a scalar to minimise.
         metric: (outputs, targets) -> a score in [0, 1] for every example. The mean of the scores is called accuracy. In
             place of this function, you may give a Metric, which has its own name and direction, or a torchmetrics
@@ -185,14 +186,14 @@ class Experiment:
         layers: rules that select the layers to prune and the layers on the sphere.
         cuda_graph: whether a training step on a GPU may be recorded once as a CUDA graph and then replayed. Small
             networks then train several times faster. `prepare`, the network and `loss` must do the same operations in
-            every step: Python code runs only during the recording. Random numbers of Python and of torch on the CPU are
-            therefore the same in every step. Random numbers of torch on the GPU are new in each step. No operation may
-            wait for the GPU, as `.item()` does.
+            every step, because a replay does not run their Python code again. Random numbers of Python and of torch on
+            the CPU are therefore the same in every step. Random numbers of torch on the GPU are new in each step. No
+            operation may wait for the GPU, as `.item()` does.
         space: the name or .yaml file of a search space that suits this data better than the default space. A study of
             this space's method uses it if the user does not give another space. Studies of other methods use their own
             default spaces. None means the default space for all methods.
-        trained: whether `model` returns a pretrained network. Methods that begin with sparse masks then keep its
-            largest weights. The method lpss then begins without a mask.
+        trained: whether `model` returns a pretrained network. If True, the methods static, set, rigl and
+            sparse-momentum begin with the largest weights of the network, and the method lpss begins without a mask.
         files: the data files that the experiment's code reads. Workers on other machines and the model in MLflow get
             copies of these files. Each entry is a file, a folder or a glob pattern, relative to the folder of the
             experiment's own file. Imported modules need no entry.
@@ -216,14 +217,14 @@ class Experiment:
 
     @property
     def origin(self) -> Any:
-        """Return the object in the user's file from which this experiment was made. This experiment may be a changed
-        copy, for example because of the option --pattern."""
+        """Return the object of the user's code from which this experiment comes. This is the experiment itself, or
+        another object if the experiment is a changed copy, for example because of the option --pattern."""
         return getattr(self, "_origin", self)
 
     @property
     def travelling(self) -> Mapping[str, Any]:
-        """Return the attributes whose values may differ from those in the user's code. Worker processes get the code
-        and these values."""
+        """Return a dict of the attributes that may have other values than in the user's code. Worker processes get the
+        code and this dict."""
         return {} if self.origin is self else {"layers": self.layers}
 
     def with_pattern(self, pattern: Pattern) -> Experiment:

@@ -19,9 +19,10 @@ def load_space(name: str, target: float) -> Space:
     """Return a search space for a target sparsity.
 
     Args:
-        name: the name of a built-in space, or the path of a .yaml file. Overlays may follow the name of a built-in
-            space: "lpss+adamw" is the space lpss, in which the parameters of overlays/adamw.yaml replace those of lpss.
-            Several overlays are possible: "lpss+adamw+bits".
+        name: the name of a built-in space, or the path of a .yaml file. Names of overlays may follow the name of a
+            built-in space: "lpss+adamw" is the space lpss together with the parameters of overlays/adamw.yaml. A
+            parameter of the overlay replaces the parameter of lpss that has the same name. Several overlays are
+            possible: "lpss+adamw+bits".
         target: the target sparsity in [0, 1).
 
     Raises:
@@ -44,7 +45,7 @@ def space_layout(name: str) -> Callable[[float], Space]:
 
 
 def overlay_title(name: str) -> str:
-    """Return the purpose of an overlay: the text before the first colon in its file."""
+    """Return the purpose of an overlay: the comment in the first line of its file, up to the colon."""
     line = (FOLDER / "overlays" / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
     return line.removeprefix("# ").split(":")[0]
 

@@ -29,7 +29,7 @@ _KNOT = ("at", "value")
 
 @dataclass(frozen=True)
 class Parsed:
-    """Holds a parameter, or one part of a parameter that is a schedule.
+    """Holds a parameter. If the parameter is a schedule, holds one of its parts.
 
     Attributes:
         name: its name, such as "lr", or "threshold.start" for a part.
@@ -37,7 +37,7 @@ class Parsed:
         distribution: the distribution to search, or None if the value is fixed.
         value: the fixed value.
         prior: the prior of the distribution, or None.
-        when: the condition as the file gives it, or None.
+        when: the condition of the parameter as the file gives it, or None.
     """
 
     name: str
@@ -55,7 +55,7 @@ class ParameterReader:
         self._values = values
 
     def read(self, place: Place, name: str, spec: Any) -> list[Parsed]:
-        """Return the parameter. If it is a schedule, return each of its parts.
+        """Return a list with the parameter or, if it is a schedule, with its parts.
 
         Args:
             place: the path of the parameter in the file.
@@ -177,7 +177,7 @@ class ParameterReader:
 
 
 def only(values: Values, place: Place, data: dict[Any, Any], accepted: set[str]) -> None:
-    """Raise BadFile if the mapping has a key that is not accepted."""
+    """Raise BadFile if the mapping has a key that is not in `accepted`."""
     for key in data:
         if key not in accepted:
             message = f"unknown key {shown(key)}: accepted are {', '.join(sorted(accepted))}"

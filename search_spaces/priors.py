@@ -22,7 +22,7 @@ class Prior:
         centre: the expected best value. It must lie in the parameter's range.
         width: the standard deviation as a share of the range, in (0, 1]. If the range is logarithmic, the logarithm of
             the parameter is normally distributed, and the width is a share of the range of this logarithm. For a
-            categorical parameter, the width is the probability of all other choices together.
+            categorical parameter, the width is the probability that any other choice than the centre is drawn.
     """
 
     centre: Any
@@ -34,8 +34,8 @@ def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Gen
 
     Args:
         distribution: the parameter's distribution.
-        prior: the prior to draw from. If None, the value is drawn uniformly from the distribution. A logarithmic range
-            is uniform in the logarithm.
+        prior: the prior to draw from. If None, the value is drawn uniformly from the distribution. If the range is
+            logarithmic, the logarithm of the value is drawn uniformly.
         rng: the random generator.
     """
     if isinstance(distribution, CategoricalDistribution):
@@ -85,8 +85,8 @@ def from_unit(distribution: FloatDistribution | IntDistribution, at: float) -> f
 def between(
     distribution: FloatDistribution | IntDistribution, centres: Mapping[float, float], target: float
 ) -> float | int:
-    """Return the centre of a prior for one target: a linear interpolation between the centres of the neighbouring
-    targets.
+    """Return the centre of a prior for one target sparsity: a linear interpolation between the centres of the next
+    lower and the next higher target in `centres`.
 
     The interpolation uses positions: `log_sparsity` returns the position of a target, and `to_unit` returns the
     position of a centre. Below the smallest target and above the largest target the centre is constant.

@@ -76,9 +76,9 @@ class Space:
         return [self.first[index] for index in [*always, *nearest]]
 
     def apart_from(self, target: float) -> dict[int, float]:
-        """Return how far the first points are from a target sparsity, as a dict from indices in `first` to distances.
-        The distance between two sparsities s and t is |log(1 - s) - log(1 - t)|. The sparsity of a point is its entry
-        in `near`. Points without an entry in `near` are not in the dict."""
+        """Return how far the points to try first are from a target sparsity, as a dict from indices in `first` to
+        distances. The distance between two sparsities s and t is |log(1 - s) - log(1 - t)|. The sparsity of a point is
+        its entry in `near`. Points whose entry is None are not in the dict."""
         said = {index: near for index, near in enumerate(self.near) if near is not None}
         return {index: abs(log_sparsity(near) - log_sparsity(target)) for index, near in said.items()}
 

@@ -30,8 +30,9 @@ def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable
     Args:
         name: the name of the returned spaces.
         path: the YAML file of the space.
-        overlays: files with parameters that replace parameters of the space. These parameters are also removed from the
-            points to try first. An overlay has no effect if the method lacks one of the overlay's parameters.
+        overlays: files with parameters. A parameter of such a file replaces the parameter of the space that has the
+            same name, and is removed from the points to try first. An overlay has no effect if the method lacks one of
+            the overlay's parameters.
 
     Raises:
         BadFile: if a file is not valid. The returned function raises it, too. The message names the line.

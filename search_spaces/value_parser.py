@@ -61,15 +61,16 @@ class Values:
         return float(value)
 
     def sparsity(self, place: Place, value: Any) -> float:
-        """Return a target sparsity that the file gives, such as the value of `near`."""
+        """Return a number of the file that is a target sparsity, such as the value of `near`."""
         sparsity = self.number(place, value)
         if not 0 <= sparsity < 1:
             raise self.error(place, f"a target must lie in [0, 1), not {shown(value)}")
         return sparsity
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
-        """Return the value of the distribution that is nearest to `value`. A word such as `suggest_p` may stand for a
-        number outside the range. For a categorical distribution, the value must be a choice."""
+        """Return the value of the distribution that is nearest to `value`. `value` may lie outside the range: for
+        example, the number for the word `suggest_p` depends on the target. For a categorical distribution, `value` must
+        be a choice."""
         if isinstance(distribution, CategoricalDistribution):
             return self.choice(place, value, distribution)
         assert isinstance(distribution, FloatDistribution | IntDistribution)

@@ -18,8 +18,8 @@ class BadFile(ValueError):
 
 
 class Lines:
-    """Holds the line numbers, from 1, of all keys in a YAML file. The path of a key in nested mappings identifies it,
-    for example ("parameters", "p")."""
+    """Holds the line numbers, from 1, of all keys in a YAML file. A key is given as its path through the nested
+    mappings, for example ("parameters", "p")."""
 
     def __init__(self, path: Path, node: yaml.Node) -> None:
         self._path = path
@@ -64,7 +64,8 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
     """Load a YAML file safely. Return its content, a mapping with text keys, and the line numbers of all keys.
 
     Raises:
-        BadFile: if the file cannot be read, is not YAML, is not a mapping with text keys, or is too large.
+        BadFile: if the file cannot be read, is not YAML, is not a mapping with text keys, or exceeds one of the limits
+            at the top of this module.
     """
     text = _text(path)
     try:

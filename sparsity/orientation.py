@@ -1,4 +1,4 @@
-"""View a weight as a matrix whose rows are the incoming weights (the fan-in) of one neuron each."""
+"""View a weight as a matrix. Each row contains the incoming weights (the fan-in) of one neuron."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Orientation(NamedTuple):
     nn.Linear and nn.Conv2d.
 
     Attributes:
-        fan_in: the dimensions of the fan-in. If None, these are all dimensions except the first. Each combination of
-            indices of the other dimensions is one neuron.
+        fan_in: the dimensions of the fan-in. If None, these are all dimensions except the first. The other dimensions
+            count the neurons: each combination of their indices is one neuron.
         groups: the number of groups of a transposed convolution, and 1 for all other weights. The weight of a
             transposed convolution has the shape (inputs, outputs / groups, kernel...). Its first dimension consists of
             one part for each group, and the outputs of a group use only the inputs of this group.
@@ -24,7 +24,8 @@ class Orientation(NamedTuple):
     groups: int = 1
 
     def suits(self, shape: torch.Size) -> bool:
-        """Return whether a weight of this shape can have this orientation."""
+        """Return whether a weight of this shape can have this orientation: it has the dimensions of `fan_in` and at
+        least one more, and its first dimension can be divided into `groups` equal parts."""
         return self.fan_in is None or (set(self.fan_in) < set(range(len(shape))) and shape[0] % self.groups == 0)
 
     def turned(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Find the last layers of a network, and the layers that a normalisation follows directly, from autograd's graph."""
+"""Find two kinds of layers in autograd's graph: the last layers of a network, and the layers that a normalisation
+follows directly."""
 
 from __future__ import annotations
 
@@ -36,9 +37,9 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def normalising(model: nn.Module) -> list[NormBase]:
-    """Return the batch and instance normalisations that compute the statistics of each batch while the network trains.
-    The network may keep its other normalisations in evaluation mode during the training. They then use constant
-    statistics, and do not remove the scale of a row."""
+    """Return the batch and instance normalisations that compute statistics from their current inputs while the network
+    trains. These normalisations remove the scale of their inputs. The network may keep other normalisations in
+    evaluation mode during the training. Those use constant statistics, and do not remove the scale."""
     with modes_kept(model):
         model.train()
         norms = [module for module in model.modules() if isinstance(module, NormBase)]
@@ -46,7 +47,7 @@ def normalising(model: nn.Module) -> list[NormBase]:
 
 
 class Found(NamedTuple):
-    """Contains the result of `followers`: names of weights, in the network's order."""
+    """Contains the result of `followers`: the names of the layers' weights, in the network's order."""
 
     last: tuple[str, ...]
     """The last layers: no other layer lies between them and the outputs. A network with several heads, or with a

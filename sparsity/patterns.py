@@ -21,8 +21,8 @@ _LAST = 3e4  # subtracted from log2 magnitudes that a pattern does not allow, so
 class Pattern:
     """Allows zeros at any position. The subclasses restrict the positions of zeros.
 
-    The methods take one tensor of scores for each layer, with the shape (neurons, fan-in...). The second dimension
-    counts the layer's inputs, or a convolution's input channels.
+    The methods take one tensor of scores for each layer, with the shape (neurons, fan-in...). The index of the second
+    dimension is an input of the layer, or an input channel of a convolution.
     """
 
     text: ClassVar[str] = "unstructured"
@@ -39,8 +39,8 @@ class Pattern:
 
     @property
     def whole(self) -> dict[str, str]:
-        """Return a dict from names of prunable layers to the reason why some neurons of the layer cannot be removed.
-        Layers without such neurons are left out."""
+        """Return the prunable layers in which some or all neurons cannot be removed, as a dict from names to
+        reasons."""
         return {}
 
     def check(self, sparsity: float) -> None:
@@ -172,7 +172,8 @@ class Block(Pattern):
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
         """Return masks with ones in the blocks with the largest mean squares: at most `keep` ones in all layers
-        together. Two minimums are tried in this order, and the first for which `keep` is large enough is satisfied:
+        together. The masks also satisfy the first of these two minimums for which `keep` is large enough, or none if
+        `keep` is too small for both:
 
         1. Every row of blocks has at least one block of ones. This minimum is left out if `a_row` is 0.
         2. Every layer has at least one block of ones.
@@ -206,11 +207,10 @@ class KnownNeurons(Protocol):
     `neuron_groups` returns such an object, an instance of `NeuronGroups`.
 
     Attributes:
-        whole: pairs (name, reason) of the layers that have neurons which cannot be removed.
-        highest_sparsity: the fraction of the prunable weights that are zero when as many neurons as possible are
-            removed.
-        most_zeros: the number of zeros in this case.
-        fewest: the number of nonzero weights of each prunable layer in this case.
+        whole: pairs (name, reason) of the layers in which some or all neurons cannot be removed.
+        highest_sparsity: the fraction of the prunable weights that are zero if as many neurons as possible are removed.
+        most_zeros: the number of prunable weights that are then zero.
+        fewest: for each prunable layer, the number of weights that are then nonzero.
     """
 
     @property
@@ -239,10 +239,10 @@ class Neurons(Pattern):
     network then computes the same outputs as a smaller network.
 
     Attributes:
-        multiple: at least 1. The number of neurons that a layer keeps is a multiple of this number, if the layer's
-            number of neurons allows it.
+        multiple: at least 1. The number of neurons that a layer keeps is a multiple of this number if possible. For
+            example, this is not possible if the layer has fewer neurons.
         groups: which neurons of the network must be removed together. None if this is not known yet.
-        by_macs: if True, a sparsity is the number of multiply-adds that the masks save, divided by the number of all
+        by_macs: if True, a sparsity is the number of multiply-adds that the masks avoid, divided by the number of all
             multiply-adds with prunable weights. If False, a sparsity is the share of zeros in the prunable weights.
         uses: an object that counts the multiply-adds for `by_macs`. None if there is no such object yet, or if it is
             not needed.

@@ -24,8 +24,8 @@ KINDS = tuple(_SHAPES)
 
 @dataclass(frozen=True)
 class Schedule:
-    """A value that changes from `start` to `stop` while the progress goes from `begin` to `end`. The shape of the
-    change is `kind`, one of KINDS.
+    """A value that changes from `start` to `stop` while the progress goes from `begin` to `end`. The argument `kind`,
+    one of KINDS, is the shape of the change.
 
     The value is `start` before `begin` and `stop` after `end`. With "constant" it is always `start`. If start and stop
     are sparsities, "cubic" is the shape of gradual pruning by Zhu and Gupta (arXiv 1710.01878).
@@ -35,7 +35,7 @@ class Schedule:
     [0.0, 0.788, 0.9]
 
     Raises:
-        ValueError: if the shape is unknown, or if 0 <= begin <= end <= 1 does not hold.
+        ValueError: if `kind` is unknown, or if 0 <= begin <= end <= 1 does not hold.
     """
 
     kind: str
@@ -100,8 +100,8 @@ def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Cur
 
     Args:
         name: the name of the setting, for errors.
-        value: a schedule, or a mapping of its parts. The parts are shape, start, stop, begin and end, or the knots at1,
-            value1, at2, value2, ...
+        value: a schedule, or a mapping of its parts. The parts are shape (the `kind` of a Schedule), start, stop, begin
+            and end, or the knots at1, value1, at2, value2, ...
         default: a schedule that gives the missing parts. `value` may then also be a shape, such as "cosine". If None,
             the parts shape and start are required.
 
@@ -178,6 +178,6 @@ def warmup_cosine(progress: float, warmup: float = 0.05) -> float:
 
 def hold(tail: float, begin: float) -> PiecewiseLinear:
     """Return a learning rate, as a share of its peak, that does not fall to 0. It rises to 1 until the progress .05,
-    stays at 1 until the progress .75 * `begin`, falls linearly to `tail` until the progress `begin`, and then stays at
+    and stays at 1 until the progress .75 * `begin`. Then it falls linearly. From the progress `begin` on, it stays at
     `tail`."""
     return PiecewiseLinear(((0.0, 0.01), (0.05, 1.0), (0.75 * begin, 1.0), (begin, tail)))

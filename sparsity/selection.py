@@ -26,7 +26,8 @@ class Selection:
         a_neuron: the minimum number of weights that are chosen in every neuron. The minimum is reduced if the sparsity
             leaves too few weights for it.
         normalised: whether the network has normalisation layers. These remove the scale of a neuron, so the magnitudes
-            of different neurons cannot be compared. The selection then compares `lamp_score` instead of magnitudes.
+            of different neurons cannot be compared. If True, the selection therefore compares `lamp_score` instead of
+            magnitudes.
         pattern: the pattern of the zeros.
     """
 
@@ -82,14 +83,14 @@ class Selection:
         return [masks[index] for index in range(len(scores))]
 
     def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return the initial masks of a training, with zeros for the weights that this selection never chooses. The
-        masks have the shapes of the weights. `Selection` itself can choose every weight, so it returns the masks
-        unchanged."""
+        """Change the given initial masks of a training: return masks that are also zero for the weights that this
+        selection never chooses. The masks have the shapes of the weights. `Selection` itself can choose every weight,
+        so it returns the masks unchanged."""
         return list(masks)
 
     def in_whole(self, sparsity: float) -> float:
-        """Convert a sparsity over the weights that this selection may choose into the sparsity over all weights of the
-        layers. `Selection` itself can choose every weight, so both sparsities are equal."""
+        """Return the sparsity over all weights of the layers. The argument is the sparsity over only those weights that
+        this selection can choose. `Selection` itself can choose every weight, so both sparsities are equal."""
         return sparsity
 
     def _score(self, log_magnitude: Tensor) -> Tensor:
@@ -109,8 +110,9 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return masks of the sparsity `sparsity`, or of a higher sparsity if `excess` requires more zeros. The higher
-    sparsity has a limit: at least n ones stay in total, where n is the number of masks.
+    """Return masks of the sparsity `sparsity`, or of a higher sparsity if the function `excess` finds that these masks
+    have too few zeros. All masks together keep at least as many ones as there are masks, even if `excess` requires more
+    zeros.
 
     Args:
         chosen: a function that returns the masks for a sparsity.
@@ -137,9 +139,9 @@ def selection_for(
 ) -> Selection:
     """Return the selection for a network.
 
-    The selection keeps at least one weight of each neuron, with one exception. If the distribution is global and one
-    weight for each neuron would be more than half of all weights that stay at the final sparsity, neurons may lose all
-    their weights. Such networks are more accurate without the minimum.
+    The selection keeps at least one weight of each neuron. There is one exception: if the distribution is global, and a
+    neuron has on average fewer than two weights at the final sparsity, neurons may lose all their weights. Such
+    networks are more accurate without the minimum.
 
     Args:
         shapes: the shapes of the prunable weights, (neurons, fan-in...).
@@ -152,8 +154,8 @@ def selection_for(
 
 
 def relative_magnitude(log_magnitude: Tensor) -> Tensor:
-    """Return log2 of each weight divided by the root mean square of its row, in the same shape. The result does not
-    depend on the norm of the row or on the number of its weights. Weights of zero stay -inf."""
+    """Return log2(|w| / r) for each weight w, in the same shape, where r is the root mean square of the weight's row.
+    The result does not depend on the norm of the row or on the number of its weights. Weights of zero stay -inf."""
     rows = log_magnitude.flatten(1)
     if rows.dtype != torch.float64:
         rows = rows.float()

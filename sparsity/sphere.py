@@ -43,7 +43,7 @@ def dual_exponent(p: Exponent) -> Exponent:
 
 
 def row_norm(x: Tensor, order: Exponent) -> Tensor:
-    """Return ||x||_order along the last dimension, which becomes 1: shape (..., 1).
+    """Return ||x||_order along the last dimension. The last dimension of the result has the size 1: shape (..., 1).
 
     The result does not overflow or underflow for any finite x. The norm of a row of zeros is 0.
     """
@@ -54,8 +54,7 @@ def row_norm(x: Tensor, order: Exponent) -> Tensor:
 
 
 def unit(x: Tensor, order: Exponent) -> Tensor:
-    """Return x / ||x||_order row by row, in the shape of x. A row of zeros stays zero, because a dead neuron has no
-    direction."""
+    """Return x / ||x||_order row by row, in the shape of x. A row of zeros has no direction, and stays zero."""
     # After a division by the largest magnitude, a nonzero row of n entries has a norm from 1 to n^(1/order).
     largest = x.abs().amax(-1, keepdim=True)
     scaled = x / torch.where(largest > 0, largest, torch.ones_like(largest))

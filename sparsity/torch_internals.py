@@ -79,8 +79,8 @@ def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:
 def leave_compiler_out() -> None:
     """Keep torch from loading its compiler, which takes two seconds, at the first call of an optimizer's method.
 
-    torch loads the compiler only to exclude this method from compilation. This package never compiles an optimizer's
-    step. Users can compile their own code as before.
+    torch loads the compiler only to exclude the called method from compilation. This package never compiles an
+    optimizer's step. Users can compile their own code as before.
     """
     for method in vars(Optimizer).values():
         function = getattr(method, "__wrapped__", None)

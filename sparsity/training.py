@@ -27,14 +27,14 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     """Trains a sparse network. Use it instead of the optimizer in an ordinary training loop.
 
     Call `zero_grad()`, backward and `step()`. The object is a torch optimizer: gradient scalers, learning-rate
-    schedulers and trainers of other libraries accept it. The factor of a scheduler multiplies the schedule of
-    `learning_rate`. A step that a gradient scaler skips does not count as a step.
+    schedulers and trainers of other libraries accept it. If a scheduler changes the learning rates, the factor
+    `learning_rate` multiplies the changed rates. A step that a gradient scaler skips is not one of the `total_steps`.
 
     The topology changes the masks until the progress, the fraction of steps done, reaches `mask_frozen_at`. Then the
     network is projected: the smallest weights are masked until the network has exactly its final sparsity. The training
     continues with this mask. Masked weights are zero in the parameters themselves, and therefore also in copies of the
     network and in its state_dict. An average over steps, such as torch.optim.swa_utils.AveragedModel, must begin when
-    the mask is `fixed`, because the mean of networks with different masks has fewer zeros.
+    the attribute `fixed` is True, because the mean of networks with different masks has fewer zeros.
 
     Args:
         model: the network, on its device.
@@ -42,18 +42,18 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         optimizer: LpSGD, or any torch optimizer over the network's parameters.
         topology: the rule that changes the masks during the training.
         masks: the initial masks, one for each layer.
-        sparsity: the final sparsity over the layers' weights, in [0, 1). Some patterns of zeros need a higher sparsity.
+        sparsity: the final sparsity over the layers' weights, in [0, 1). With blocks or neurons, it may become higher.
         total_steps: the number of calls of `step()`. The schedules depend on it.
-        mask_frozen_at: the progress in [0, 1] at which the network is projected and its mask is fixed.
+        mask_frozen_at: the progress in [0, 1] at which the network is projected. After that, its mask stays constant.
         learning_rate: a function of progress. In every step it multiplies the learning rate of each group.
-        dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If False, as in
-            the paper, their dual state v (see LpSGD) only decays by the factor (1 - lr) in each step.
-        exponent: p of the sphere as a function of progress, for groups with "p_moves" = True. If None, p is constant.
+        dense_latent: whether masked weights on the sphere continue to learn from their gradients. If False, as in the
+            paper, a step only multiplies their dual state v (see LpSGD) by 1 - lr before it normalises the row.
+        exponent: p as a function of progress, for optimizer groups with "p_moves" = True. If None, p is constant.
         selection: chooses the weights that the projection keeps.
-        averaging: how weights are averaged over steps. At the end, the network gets the average. If None, the network
-            keeps the weights of the last step. After an average, measure the running statistics of normalisation layers
-            again (torch.optim.swa_utils.update_bn).
-        few_bits: how weights get few bits, in further steps after `total_steps`. If None, weights keep all bits.
+        averaging: how weights are averaged over steps. At the end, the network gets the average. Your code must then
+            measure the running statistics of normalisation layers again (torch.optim.swa_utils.update_bn). If None, the
+            network keeps the weights of the last step.
+        few_bits: how weights are quantized, in additional steps after `total_steps`. If None, they are not quantized.
     """
 
     steps_in_backward = False
@@ -302,8 +302,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     def finish(self) -> None:
         """End the training with exactly the final sparsity. The last of `total_steps` steps calls this method. If you
-        stop earlier, call it yourself. With `averaging`, the network gets the average, and later steps change nothing.
-        With `few_bits`, later steps train the weights with few bits. A second call changes nothing."""
+        stop earlier, call it yourself. With `averaging`, the network gets the average. With `few_bits`, later steps
+        train quantized weights. With `averaging` alone, later steps change nothing. A second call changes nothing."""
         self.project()
         if self.average is not None and self.average.take():
             self.project()  # makes an active weight nonzero if its average is 0
@@ -323,11 +323,11 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @property
     def weight_bits(self) -> int:
-        """Return the number of bits of a prunable weight after the training. Without `few_bits` it is ALL_BITS."""
+        """Return how many bits each single prunable weight has after the training: ALL_BITS without `few_bits`."""
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:
-        """Return a dict from names of prunable weights to `few_bits.Codes`. It is empty until weights have few bits."""
+        """Return a dict from names of weights to `few_bits.Codes`. It is empty before the weights are quantized."""
         if self.few_bits is None or not self.few_bits.begun:
             return {}
         return {layer.name: codes for layer, codes in zip(self.layers, self.few_bits.codes(), strict=True)}
@@ -358,8 +358,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
                     layer.weight.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `state_beside_network` and the prunable weights. If a program loads the network's state_dict before it
-        makes this object, the constructor sets some loaded weights to zero. `load_state_dict` then restores them."""
+        """Return `state_beside_network` and the prunable weights. If the network's state_dict is loaded before this
+        object is made, the initial masks set loaded weights to zero. `load_state_dict` restores these weights."""
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class LayerGroups(NamedTuple):
 
     @property
     def outputs(self) -> Tensor:
-        """Return the group of each neuron."""
+        """Return the group of each neuron of this layer."""
         return self.first if self.outputs_first else self.second
 
     @property
@@ -53,9 +53,9 @@ class LayerGroups(NamedTuple):
         return self.shape[2:].numel()
 
     def parts(self, log_magnitude: Tensor) -> list[Part]:
-        """Return the importance of the groups in this layer as two parts. One part measures the weights whose outputs
-        belong to a group. The other part measures the weights whose inputs are outputs of a group. If a normalisation
-        follows, the first of these two parts is left out."""
+        """Return the importance of the groups in this layer as two parts. The first part measures the weights that
+        compute the neurons of a group. The second part measures the weights that read the outputs of a group. If a
+        normalisation follows the layer, return only the second part."""
         first, second = mean_squares(log_magnitude)
         sides = (Part(first, self.first, not self.outputs_first), Part(second, self.second, self.outputs_first))
         return [side for side in sides if side.reads or not self.normalised]
@@ -64,8 +64,8 @@ class LayerGroups(NamedTuple):
         """Return the weight's mask, on the device and in the dtype of another tensor.
 
         Args:
-            alive: for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`:
-                the channels that are never removed.
+            alive: shape (number of groups + 1,): for each group, whether it stays. The last entry is True, for the
+                channels that are never removed (`KEPT`).
             like: the other tensor.
         """
         first, second = (alive[ids].to(like) for ids in (self.first, self.second))
@@ -81,7 +81,7 @@ class Scale(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A layer with neurons that cannot be removed: its name, and the reason."""
+    """A layer in which some or all neurons cannot be removed: its name, and the reason."""
 
     name: str
     reason: str
@@ -97,10 +97,11 @@ class NeuronGroups:
         modules: a dict from names of modules to the groups of their channels. It contains the modules from which
             channels can be removed.
         count: the number of groups.
-        whole: the layers with neurons that cannot be removed, and the reasons.
+        whole: the layers in which some or all neurons cannot be removed, and the reasons.
         scales: the normalisations that multiply channels by trained factors.
         multiple: the number of groups in a bundle. A bundle is removed as a whole. The groups of a bundle belong to the
-            same layers. If the number of these layers' groups is not a multiple of `multiple`, one bundle is smaller.
+            same layers. If the number of groups of these layers cannot be divided by `multiple`, one of their bundles
+            is smaller.
     """
 
     layers: tuple[LayerGroups, ...]
@@ -111,8 +112,8 @@ class NeuronGroups:
     multiple: int = 1
 
     def bundled(self, multiple: int) -> NeuronGroups:
-        """Return the same groups with bundles of `multiple` groups. A layer that has only one bundle keeps all its
-        neurons."""
+        """Return a copy of this object in which `multiple` groups form a bundle. A layer that has only one bundle keeps
+        all its neurons."""
         if multiple == 1:
             return self
         found = replace(self, multiple=multiple)
@@ -143,7 +144,7 @@ class NeuronGroups:
 
     @cached_property
     def fewest(self) -> list[int]:
-        """Return the smallest possible number of nonzero weights of each layer."""
+        """Return, for each layer, its smallest possible number of nonzero weights."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
         return self._kept(ranks, removable)
 
@@ -168,12 +169,13 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks that satisfy `enough`, with one exception. The masks remove as few bundles of groups as
-        possible, the least important first. Every layer keeps at least its most important bundle.
+        """Return masks for which the function `enough` returns True, with one exception. The masks remove as few
+        bundles of groups as possible, the least important first. Every layer keeps at least its most important bundle.
 
-        The exception: in some networks, the smallest possible number of nonzero weights is reached only if a layer
-        keeps another bundle than its most important one. If `enough` requires this smallest number, the masks still
-        keep the most important bundles. A few more weights then stay than `enough` allows.
+        The exception: in some networks, another bundle of a layer has fewer weights than the most important bundle.
+        Only masks that keep that other bundle then reach the smallest possible number of nonzero weights. If `enough`
+        requires this number, the masks still keep the most important bundles, and thus a few more weights than `enough`
+        allows.
 
         Args:
             log_magnitudes: log2 of the weights' magnitudes: for each layer a tensor in the shape of the weight, on any
@@ -184,7 +186,7 @@ class NeuronGroups:
             active: the current masks of the layers. Groups that these masks have removed are removed first.
 
         Raises:
-            ValueError: if no masks with a bundle in each layer satisfy `enough`.
+            ValueError: if `enough` returns False even for the smallest possible numbers of nonzero weights (`fewest`).
         """
         values = self.importance(log_magnitudes, scales)
         if active is not None:
@@ -206,8 +208,8 @@ class NeuronGroups:
         return importance(parts, self.count)
 
     def alive(self, masks: Sequence[Tensor]) -> Tensor:
-        """Return, for each group, whether it has a weight that is not masked. One more entry at the end is True. It
-        stands for the group `KEPT`: the channels that are never removed."""
+        """Return, for each group, whether it has a weight that is not masked. The result has the shape (count + 1,).
+        The last entry is True, for the channels that are never removed (`KEPT`)."""
         alive = torch.zeros(self.count + 1, dtype=torch.bool)
         alive[KEPT] = True
         for layer, mask in zip(self.layers, masks, strict=True):
@@ -218,8 +220,8 @@ class NeuronGroups:
 
     def widest(self, width: float, values: Tensor | None = None) -> Tensor:
         """Choose the groups of a narrower network: of n groups that belong to the same layers, round(n^width) stay.
-        Return, for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`: the
-        channels that are never removed.
+        Return, for each group, whether it stays. The result has the shape (count + 1,). The last entry is True, for the
+        channels that are never removed (`KEPT`).
 
         Args:
             width: in (0, 1].
@@ -239,8 +241,8 @@ class NeuronGroups:
 
         Bundles are removed in the order of their ranks. All groups of a bundle have its rank. In each layer, the most
         important bundle is never removed, so its rank is higher than the ranks of all bundles that can be removed. The
-        last element of the ranks belongs to no bundle. It is the highest rank, for the channels that never change
-        (`KEPT`)."""
+        tensor of ranks has the shape (count + 1,). Its last entry is the highest rank, for the channels that are never
+        removed (`KEPT`)."""
         bundles, count = self._bundles(values)
         sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
         places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()
@@ -284,5 +286,6 @@ class NeuronGroups:
         return self.left(ranks >= removed)
 
     def left(self, alive: Tensor) -> list[int]:
-        """Return the number of nonzero weights of each layer if only the groups stay for which `alive` is True."""
+        """Return, for each layer, the number of nonzero weights that are left if only the groups with `alive` = True
+        stay."""
         return [int(alive[one.first].sum()) * int(alive[one.second].sum()) * one.others for one in self.layers]

@@ -14,10 +14,12 @@ class Part(NamedTuple):
     """Contains the importance of groups, measured in one layer or normalisation.
 
     Attributes:
-        values: the importance of each row, column or channel, on any device. The values are not negative, and their
-            mean is 1.
+        values: one number for each row or column of a layer's weight, or for each channel of a normalisation: its
+            importance, on any device. The numbers are not negative, and their mean is 1 (or 0, if all weights are
+            zero).
         groups: the group of each row, column or channel, or -1 if it is never removed.
-        reads: True if the layer reads the outputs of the groups, False if the layer computes them.
+        reads: True if these weights read the outputs of the groups. False if they compute the outputs, as the factors
+            of a normalisation do.
     """
 
     values: Tensor
@@ -27,8 +29,8 @@ class Part(NamedTuple):
 
 def importance(parts: Iterable[Part], count: int) -> Tensor:
     """Return the importance of each group: shape (count,), float64, on the CPU. The importance is a product of two
-    means: the mean over the parts that compute the group's outputs, and the mean over the parts that read them. If
-    there are no such parts, the mean is 1.
+    means: the mean over the parts that compute the group's outputs, and the mean over the parts that read them. If no
+    part computes the outputs of a group, or no part reads them, the mean over these parts is 1.
 
     Args:
         parts: the importance in each layer and normalisation.

@@ -1,4 +1,4 @@
-"""Begin a training with fewer neurons than the network has."""
+"""Train only some of a network's neurons. The weights of the other neurons are zero from the beginning."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NarrowSelection(Selection):
 
     Attributes:
         allowed: for each layer a mask of the weights that can be chosen, in the shape of the weight.
-        boxes: for each layer the part that contains these weights.
+        boxes: for each layer, the neurons and inputs between which these weights lie.
     """
 
     allowed: Sequence[Tensor]
@@ -91,14 +91,14 @@ def narrow_selection(
     trained: bool,
 ) -> Selection:
     """Return a selection for a training that begins with fewer neurons. Set the weights of all other neurons to zero.
-    If the network is untrained, multiply its remaining weights by factors with which the outputs of neurons keep their
-    variance.
+    If the network is untrained, also multiply the remaining weights of each neuron by a factor. With this factor, the
+    output of the neuron has the same variance as in the whole network.
 
     Args:
         rules: the rules that select the prunable weights. Their attribute `neurons` has the groups of the network's
             neurons.
-        sparsity: the final sparsity: the fraction of zeros in the whole layers. The weights of neurons with which the
-            training does not begin count as zeros.
+        sparsity: the final sparsity: the fraction of zeros in the layers of the whole network. All weights of the other
+            neurons count as zeros.
         width: a number in (0, 1). A layer of n neurons begins with n^width neurons.
         trained: whether the network was trained before. The most important neurons of a trained network stay. Of an
             untrained network, the first neurons of each layer stay.

@@ -17,7 +17,7 @@ def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> 
 
     Args:
         model: the network, whose masked weights are zero.
-        groups: its groups, from `neuron_groups`.
+        groups: the groups of the network's neurons, from `neuron_groups`.
         masks: one for each prunable layer, in the shapes of the weights.
     """
     copied = deepcopy(model)
@@ -29,8 +29,8 @@ def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
     """Remove groups of neurons from a network, in place.
 
     Args:
-        alive: for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`: the
-            channels that are never removed.
+        alive: shape (number of groups + 1,): for each group, whether it stays. The last entry is True, for the channels
+            that are never removed (`KEPT`).
     """
     for name, channels in groups.modules.items():
         cut(model.get_submodule(name), channels, alive)

@@ -21,11 +21,11 @@ class NeuronSelection(Selection):
 
     Attributes:
         groups: describes which neurons of the network are removed together.
-        layers: its prunable layers.
+        layers: the prunable layers of the network.
         scales: the factors of the normalisations in `groups.scales`.
-        uses: counts the multiply-adds of the network. If given, a sparsity is the number of multiply-adds that the
-            masks save, divided by the number of all multiply-adds with prunable weights. If None, a sparsity is the
-            share of zeros.
+        uses: the number of multiply-adds with each weight of the network. If given, a sparsity is the number of
+            multiply-adds that the masks avoid, divided by the number of all multiply-adds with prunable weights. If
+            None, a sparsity is the share of zeros.
     """
 
     groups: NeuronGroups
@@ -81,8 +81,8 @@ def selection_of(
         width, trained: see `narrow_selection`.
 
     Raises:
-        ValueError: if the pattern is `Neurons` and the groups of the network are not known. If the width is less than
-            1, `narrow_selection` may raise ValueError, too.
+        ValueError: if the pattern is `Neurons` and the groups of the network are not known. For a width less than 1,
+            see the errors of `narrow_selection`.
     """
     pattern = rules.pattern
     if width < 1:
@@ -104,7 +104,8 @@ def selection_of(
 
 
 def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:
-    """Return the share of the multiply-adds with prunable weights that must be left out, so that the network needs
-    `macs` multiply-adds in all. The share is more than 1 if the other weights alone need more than `macs`."""
+    """Return the share of the multiply-adds with prunable weights that must be avoided, so that the whole network needs
+    `macs` multiply-adds. The share is more than 1 if the weights that are not prunable already need more than
+    `macs`."""
     prunable = sum(uses.prunable[layer.name] * layer.weight.numel() for layer in layers)
     return max(0.0, 1 - (macs - uses.rest) / prunable)

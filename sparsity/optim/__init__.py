@@ -1,1 +1,2 @@
-"""Optimize on the Lp sphere with LpSGD, and compute its step in several ways."""
+"""Define LpSGD, an optimizer on the Lp sphere. Its step is computed by compiled code or by operations of torch, and can
+be recorded as a CUDA graph."""

@@ -24,7 +24,7 @@ def descend(
         grads: one gradient for each parameter.
         states: a dict from parameters to their states. The first step adds "step", "exp_avg" and "exp_avg_sq" to each
             state.
-        group: the settings of AdamW: lr, weight_decay, and momentum, which is beta_1.
+        group: the settings of AdamW: "lr", "weight_decay", and "momentum", which is used as beta_1. beta_2 is BETA_2.
     """
     for param in params:
         if "exp_avg" not in states[param]:

@@ -1,9 +1,9 @@
 """Record operations on a GPU once, as a CUDA graph, and replay them.
 
 A step of a small network consists of hundreds of kernels that take a few microseconds each. The CPU needs longer to
-start them one by one than the GPU needs to run them. The replay of a recording starts all of them at once. A recording
-contains only the kernels and the addresses of their memory. Numbers that change from step to step must therefore be in
-the memory of the GPU.
+start them one by one than the GPU needs to run them. The replay of a recording starts all of them at once. A replay
+runs the same kernels on the same memory addresses. A number that changes from step to step must therefore be stored in
+the memory of the GPU, where the kernels read its new value.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def _free_generator() -> None:
 
 class Recorded:
     """Runs a function that does work on a GPU, such as a step. The first calls run the function normally, one call
-    records its work, and later calls replay the recording. If the key of a call differs from the key of the recording,
-    the work is recorded again. The key must contain everything that the work depends on, except the contents of the
-    memory."""
+    records its work, and later calls replay the recording. Each call also gets a key: everything that the work depends
+    on, except numbers in the memory of the GPU. If the key changes, the work is recorded again. Work that cannot be
+    recorded is run normally in every call."""
 
     def __init__(self) -> None:
         self.key: Hashable = None
@@ -117,13 +117,13 @@ class Recorded:
 
 
 class DeviceScalars:
-    """Stores settings of an optimizer's groups, such as the learning rate, in the memory of a device. A recording can
-    read settings that change from step to step only from this memory.
+    """Stores settings of an optimizer's groups, such as the learning rate, in the memory of a device. Settings that
+    change from step to step must be in this memory, because a replay does not read the groups themselves.
 
     Args:
         groups: the optimizer's groups.
         names: the names of the settings. A group need not have all of them.
-        device, dtype: the device and the type of the numbers.
+        device, dtype: the device and the type of the stored settings.
     """
 
     def __init__(
@@ -135,7 +135,8 @@ class DeviceScalars:
         self._values: list[float | None] = [None] * len(pairs)
 
     def belongs_to(self, groups: Sequence[dict[str, Any]]) -> bool:
-        """Return whether this object was made for these groups. An optimizer that has loaded a state has new groups."""
+        """Return whether this object was made for these groups. After an optimizer has loaded a state, it has new
+        groups and needs a new object."""
         return self.groups is groups and self._count == len(groups)
 
     def follow(self) -> None:
@@ -164,9 +165,9 @@ class RecordedSteps:
     compute the gradients.
 
     Args:
-        optimizer: any optimizer. LpSGD is recorded if no group uses AdamW, and torch's SGD is recorded if all groups
-            use `fused`. No other optimizer is recorded, because it would not read the learning rate from the memory of
-            the device.
+        optimizer: any optimizer. The steps of LpSGD are recorded if no group uses AdamW, and the steps of torch's SGD
+            if all groups use `fused`. The steps of other optimizers are not recorded, because they would not read the
+            learning rate from the memory of the device.
         p_moves: whether the exponents of LpSGD's groups change from step to step.
     """
 

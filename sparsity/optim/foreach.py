@@ -1,5 +1,5 @@
-"""Update several parameters on the Lp sphere together. Their rows lie in one flat tensor, so that one operation updates
-all of them."""
+"""Update several parameters on the Lp sphere together. The rows of all these parameters (one row for each neuron) lie
+in one flat tensor, so that one operation updates all of them."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class ForeachStep:
     """Makes the steps of LpSGD for several parameters on the sphere. The states of these parameters must have the same
     device and dtype.
 
-    The states become views of flat tensors that this object owns, sorted by fan-in. One call of an elementwise
-    operation then processes all parameters. One call of an operation on rows processes all parameters with the same
-    fan-in.
+    The states become views of flat tensors that this object owns. In a flat tensor, the parameters are sorted by
+    fan-in. One call of an elementwise operation then processes all parameters. One call of an operation on rows
+    processes all parameters with the same fan-in.
 
     Args:
         params: the parameters. Each has a gradient at every `step`.
         states: the optimizer's state of each parameter. It contains "v", shape (rows, fan-in), and "gain", shape (rows,
-            1). "v" is the dual image sign(w)|w|^(p-1) of the weights w on the sphere (see LpSGD). If other code
-            replaces these tensors, the next step uses the new ones.
+            1). "v" is the dual image sign(w)|w|^(p-1) of the weights w on the sphere (see LpSGD). If other code puts
+            other tensors into a state, the next step uses them.
         masks: for each parameter a mask in its shape, or None. Masked weights are zero, and their gradients count as
             zero.
         foreach: whether one operation copies all gradients into a flat tensor, and one operation copies all new values
-            into the parameters. If None, this is done only on a GPU, where the start of a kernel costs more than the
-            copy.
+            into the parameters. These copies reduce the number of kernels. If None, this is done only on a GPU, where
+            the start of a kernel takes longer than the copies.
         owned: a dict from keys of the states, such as "v", to flat tensors. It comes from an earlier object for the
             same parameters, and this object continues to use it. If None, this object makes new flat tensors.
-        orientation: how the parameters are viewed as rows.
+        orientation: tells which dimensions of the parameters form the rows.
     """
 
     def __init__(

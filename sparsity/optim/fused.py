@@ -1,9 +1,10 @@
 """Make a step of LpSGD with compiled code (sparsity/optim/kernel.c), for float32 on a CPU.
 
-If most weights are masked, only the active ones are updated. A masked weight has no gradient and no momentum. Only
-its dual image v (see LpSGD) changes: it is multiplied by a factor, which is the same for all masked weights of a row.
-It is therefore enough to update one number for each row: the sum of |v|^q over all masked weights, with q = p/(p-1) for
-the exponent p of the sphere. This number is the state "latent".
+If most weights are masked, a step computes powers only for the active ones. A masked weight has no gradient and no
+momentum. Only its dual image v (see LpSGD) changes: a step multiplies v by the same factor for all masked weights of a
+row. The norm of a row needs the sum of |v|^q over its masked weights, with q = p/(p-1) for the exponent p of the
+sphere. A step gets the new sum from the old sum and this factor, without powers for each weight. The state "latent"
+contains the sum of each row.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _FEW = 0.6  # up to this share of active weights, a step updates only the active
 
 
 def fits(tensor: Tensor) -> bool:
-    """Return whether the compiled code can work on a tensor."""
+    """Return whether the compiled code is installed and can work on this tensor: float32, contiguous, on a CPU."""
     return kernel is not None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and _plain(tensor)
 
 
@@ -54,8 +55,8 @@ class FusedStep:
             1). "v" is the dual image sign(w)|w|^(p-1) of the weights w on the sphere (see LpSGD).
         mask: the mask in the parameter's shape, or None. For masked weights, the parameter and its momentum are zero,
             and the gradient counts as zero.
-        orientation: how the parameter is viewed as rows. If torch cannot view it in this way, each step works on a copy
-            of the rows.
+        orientation: tells which dimensions of the parameter form the rows. If torch cannot make a view of these rows,
+            each step works on a copy of the rows.
     """
 
     def __init__(self, param: Tensor, state: State, mask: Tensor | None, orientation: Orientation = STANDARD) -> None:
@@ -143,8 +144,8 @@ class FusedStep:
 
 
 def descend(param: Tensor, state: State, group: dict[str, Any]) -> bool:
-    """Make the step of torch.optim.SGD in one pass over the memory, and return True. If the gradient is NaN or
-    infinite, change nothing and return False."""
+    """Make the step of torch.optim.SGD for one parameter, in one pass over its memory, and return True. If the gradient
+    is NaN or infinite, change nothing and return False."""
     grad, momentum = _gradient(param), group["momentum"]
     if momentum and "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(param)

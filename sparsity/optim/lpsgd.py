@@ -33,10 +33,11 @@ _GAIN_OF_ZEROS = 1e-4
 class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
 
-    Groups with an exponent `p` are sphere groups. Each row of a parameter is gain * w, with ||w||_p = 1 over all
-    entries of w. These include the pruned entries: they are zero in the parameter, but v keeps a value for each of
-    them. The rows are the first dimension of a parameter, one row for each neuron. The other dimensions are the fan-in.
-    The argument `orientation` can change this. With the gradient d after momentum and q = p/(p-1), one step is::
+    Groups with an exponent `p` are sphere groups. Each row of a parameter is gain * w, with ||w||_p = 1. The optimizer
+    stores v = sign(w)|w|^(p-1) instead of w. The norm is over all entries of w, pruned entries included: a pruned entry
+    is zero in the parameter, but has a value in v. The rows are the first dimension of a parameter, one row for each
+    neuron. The other dimensions are the fan-in. The argument `orientation` can change this. With q = p/(p-1), and the
+    direction d that SGD with momentum computes from the gradients, one step is::
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
@@ -48,18 +49,20 @@ class LpSGD(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups, as for any torch optimizer.
-        lr: learning rate, on the sphere in [0, 0.25]. The published peak is 2/256.
+        lr: learning rate. For sphere groups it must lie in [0, 0.25]. The default 2/256 is the largest value of the
+            published schedule.
         p: exponent in [1.02, 2], or None for an ordinary group.
         momentum: in [0, 1).
         nesterov: whether to use Nesterov's form of momentum. It needs momentum > 0 to have an effect.
         weight_decay: L2 coefficient of ordinary groups, and of the gains in sphere groups. It has no meaning for
             weights on the sphere, and must be 0 there if the gains are constant.
         gain: for sphere groups, whether ordinary SGD trains the gains with the rate `gain_lr`. If False, the gains are
-            constant. This suits rows whose scale has no effect because of a normalisation.
+            constant. Constant gains suit rows that a normalisation follows, because the scale of such a row has no
+            effect.
         gain_lr: learning rate of the gains, >= 0.
         foreach: for sphere groups, whether one operation copies all gradients into a flat tensor, and one operation
-            copies all new values into the parameters. If None, this is done only on a GPU, where it reduces the number
-            of kernels.
+            copies all new values into the parameters. This reduces the number of kernels. If None, this is done only on
+            a GPU.
         orientation: for sphere groups whose neurons are not the first dimension, a tuple of the two attributes of
             `Orientation`: the fan-in dimensions and the number of groups of a convolution. The parameters' memory is
             then put in the order of their rows, if possible. If None, the orientation is that of nn.Linear and
@@ -134,8 +137,8 @@ class LpSGD(torch.optim.Optimizer):
                 self._enter_sphere(param, group)
 
     def express(self) -> None:
-        """Compute v and the gains again from the current values of the parameters in sphere groups: gain = ||row||_p
-        and v = to_dual(row/gain). The momentum does not change."""
+        """Compute v and the gains again from the current values of the parameters in sphere groups: gain = ||row||_p,
+        and v is the dual image of w = row/gain. The momentum does not change."""
         for group in self.param_groups:
             for param in group["params"] if group["p"] is not None else ():
                 self.state[param].pop("latent", None)
@@ -162,14 +165,14 @@ class LpSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor], *, as_loaded: bool = False) -> None:
-        """Prune parameters in sphere groups. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its
-        dual image v only decays.
+        """Prune parameters in sphere groups. A weight whose mask is 0 is zero, and has no gradient and no momentum. A
+        step only multiplies its dual image v by a number, which is the same for all masked weights of a row.
 
-        A parameter without an entry in `masks` loses its mask. The state_dict does not contain the masks. Call this
-        method again after a mask was changed in place.
+        A parameter without an entry in `masks` loses its mask. If you change the values of a mask in place, call this
+        method again. The state_dict does not contain the masks.
 
-        Instead of calling this method, you can multiply gradients and parameters by masks yourself at every step. On a
-        CPU, if most weights are masked, steps after `set_masks` are much faster.
+        Instead of calling this method, you can multiply gradients and parameters by masks yourself at every step.
+        However, if most weights are masked, steps on a CPU are much faster with this method.
 
         Args:
             masks: a dict from parameters to masks of zeros and ones in the shapes of the parameters.
@@ -201,7 +204,7 @@ class LpSGD(torch.optim.Optimizer):
 
     def log_magnitude(self, param: Tensor) -> Tensor:
         """Return log2(gain |w|) of a parameter in a sphere group, in its shape. The values are comparable across rows
-        and layers. They do not underflow, while |v|^(1/(p-1)) can."""
+        and layers. They do not underflow, while |w| = |v|^(1/(p-1)) itself can."""
         group, state = self._group_of(param), self.state[param]
         log_w = state["v"].abs().log2() / (group["p"] - 1)
         return _orientation(group).turned_back(log_w + state["gain"].log2(), param.shape)
@@ -227,9 +230,9 @@ class LpSGD(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: if a gradient is NaN or infinite, or if its momentum overflows. The message names the
-                parameter. A parameter with a NaN or infinite gradient has not changed. On a GPU, the check would stall
-                the device and is left out, so that the parameter becomes NaN. Call SparseTraining.check_finite once an
-                epoch to detect this.
+                parameter. A parameter with a NaN or infinite gradient has not changed. On a GPU, the gradients are not
+                checked, because the check would stall the device. The parameter then becomes NaN. Call
+                SparseTraining.check_finite once an epoch to detect this.
         """
         loss = None
         if closure is not None:
@@ -239,8 +242,9 @@ class LpSGD(torch.optim.Optimizer):
         return loss
 
     def quick_step(self) -> None:
-        """Make a step. Call this method only while autograd is off. If no hooks are registered, it skips the code that
-        torch wraps around `step`. In a small network this code takes as much time as the update itself."""
+        """Make a step as `step` does. Call this method only while autograd is off. If hooks are registered, it calls
+        `step`. Otherwise it skips the code that torch wraps around `step`. In a small network this code takes as much
+        time as the update itself."""
         if self.hooked:
             self.step()
         else:

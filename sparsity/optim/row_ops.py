@@ -2,7 +2,7 @@
 
 On a CPU, powers take most of the time of a step. They are computed as exp2(a log2 x), after x is clamped to a lower
 limit. Without this limit, the power of a zero, or a power that underflows, would take ten to a hundred times longer,
-because the vectorised functions compute such values one by one. Masked gradients contain many zeros.
+because the vectorised functions compute such values one by one. Gradients contain many zeros if weights are masked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
             torch.amax(rows, 1, keepdim=True, out=largest)
 
     def totals(self) -> Tensor:
-        """Return the sum of every row, flat."""
+        """Return the sums of all rows as a one-dimensional tensor."""
         return torch.cat([rows.sum(1) for rows in self.runs])
 
     def products(self, other: Rows, out: Rows) -> None:
@@ -63,8 +63,8 @@ class Rows(NamedTuple):
 
 
 class Layout:
-    """Describes how matrices of the shapes (rows, fan-in) lie in a flat tensor, one after another. Flat tensors with
-    one number for each row have the same order."""
+    """Describes how matrices of the shapes (rows, fan-in) lie in a flat tensor, one after another. A flat tensor with
+    one number for each row has these numbers in the same order as the rows."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
         self.shapes = shapes
@@ -91,9 +91,9 @@ def _shared(x: Tensor) -> bool:
 def power_(x: Tensor, exponent: Number) -> Tensor:
     """Replace x by x^exponent, in place, for x >= 0 and exponent > 0. NaN stays NaN.
 
-    On a CPU, the results have a lower limit of about 2^-106 in float32, or 2^-1002 in float64: smaller results become
-    about this number. An x below the smallest normal number is replaced by the smallest normal number. If the caller
-    multiplies the result by the original x, the error of this product is at most about the lower limit, also for x = 0.
+    On a CPU, the results have a lower limit of about 2^-106 in float32, or 2^-1002 in float64. A smaller power is
+    replaced by this limit, and an x below the smallest normal number by the smallest normal number. If the caller
+    multiplies the result by the original x, the product has an error of at most about the limit, also for x = 0.
     """
     if x.device.type != "cpu":
         return x.pow_(exponent)
@@ -111,8 +111,8 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
 
 
 def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
-    """Write 1/||d||_q of every row into `out`, for finite d of any magnitude. Return the result as a one-dimensional
-    tensor.
+    """Write 1/||d||_q of every row into `out`, for finite d of any magnitude. Return the numbers of all rows as a
+    one-dimensional tensor.
 
     The result is huge but finite for a row of zeros, and NaN for a row with NaN or an infinite value.
     """
@@ -126,8 +126,8 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
 
 
 def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
-    """Return v |v|^exponent, in `scratch`. If the exponent is 0, return v itself. An exponent in the memory of a GPU is
-    not compared with 0, because the comparison would wait for the GPU."""
+    """Compute v |v|^exponent in `scratch`, and return `scratch`. If the exponent is 0, return v itself. If the exponent
+    is in the memory of a GPU, the result is always in `scratch`, because a comparison with 0 would wait for the GPU."""
     known = not isinstance(exponent, Tensor) or exponent.device.type == "cpu"
     if known and exponent == 0.0:
         return v
@@ -136,7 +136,7 @@ def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
 
 
 def descend(xs: list[Tensor], ds: list[Tensor], lr: Number) -> None:
-    """Replace each x by x - lr d, in place."""
+    """Replace each tensor x of `xs` by x - lr d, in place. The tensors d are those of `ds`, in the same order."""
     if isinstance(lr, Tensor):
         torch._foreach_sub_(xs, torch._foreach_mul(ds, lr))
     else:

@@ -1,4 +1,4 @@
-"""Define the interface of a topology, the rule that changes a method's masks during the training.
+"""Define the interface of a topology, the rule that changes the masks of a network during the training.
 
 A topology drops connections (masks their weights) and grows connections (unmasks their weights). It gets the layers as
 `LayerView` objects and returns new masks, in which 1 is active and 0 is masked. Progress is the fraction of the
@@ -28,12 +28,12 @@ class LayerView:
     Attributes:
         name: the name of the layer's weight.
         mask: the current mask.
-        log_magnitude: returns log2 of the magnitude of every weight. On the sphere, masked weights also have a finite
-            value, because LpSGD stores their magnitudes.
-        gradient: returns the gradient of all weights, masked weights included.
+        log_magnitude: a function that returns log2 of the magnitude of every weight. On the sphere, masked weights also
+            have a finite value, because LpSGD stores their magnitudes.
+        gradient: a function that returns the gradient of all weights, masked weights included.
         sphere: whether the layer's weights are trained on the unit Lp sphere.
-        momentum: returns the moving average of `gradient`. It returns a zero without dimensions if the topology does
-            not need the average; see `DropGrow.needs_momentum`.
+        momentum: a function that returns the moving average of `gradient`. It returns a zero without dimensions if the
+            topology does not need the average; see `DropGrow.needs_momentum`.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Topology(Protocol):
     """Defines the methods that every topology has. A topology is a rule that changes masks."""
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether the masks change at this step. The training does not call this method after the masks are
-        fixed.
+        """Return whether the masks change at this step. After `SparseTraining.project` has fixed the masks, the
+        training does not call this method any more.
 
         Args:
             step: the number of steps that are done.
@@ -59,8 +59,8 @@ class Topology(Protocol):
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         """Return the new masks, in the order and shapes of the layers.
 
-        A topology with a drop threshold also stores the threshold in its attribute `applied`. The training's measures
-        contain this value.
+        A topology with a drop threshold also stores the threshold in its attribute `applied`. `SparseTraining.measures`
+        returns this value as "threshold".
         """
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -74,18 +74,20 @@ def sparsity_of(masks: Sequence[Tensor]) -> float:
 
 
 def count_active(masks: Sequence[Tensor]) -> int:
-    """Return the number of entries that are not zero. It is exact for all types. A sum in half precision is not."""
+    """Return the number of entries that are not zero. The number is exact for all types, while a sum in half precision
+    would not be exact."""
     return sum(int(mask.count_nonzero()) for mask in masks)
 
 
 def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
-    """Return whether `step` is a multiple of `interval` and lies between the schedule's begin and end."""
+    """Return whether `step` is a multiple of `interval`, and its progress step / total lies between `schedule.begin`
+    and `schedule.end`."""
     return step % interval == 0 and schedule.begin <= step / total <= schedule.end
 
 
 def shortened(interval: int, schedule: Schedule, total: int) -> int:
     """Return the number of steps between two updates of the masks. It is `interval`, or a smaller number that allows
-    `UPDATES` updates between the schedule's begin and end."""
+    `UPDATES` updates between `schedule.begin` and `schedule.end`."""
     return max(1, min(interval, int((schedule.end - schedule.begin) * total / UPDATES)))
 
 

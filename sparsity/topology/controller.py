@@ -15,8 +15,8 @@ class Feedback(Protocol):
     """Defines the methods that every controller of the sparsity has.
 
     Attributes:
-        raised: a number >= 0 that is added to the drop threshold rho at the next update of the masks. A neuron drops
-            the weights whose magnitude is less than rho x the mean magnitude of its active weights.
+        raised: a number >= 0 that the next update of the masks adds to the drop threshold rho. A neuron drops the
+            weights whose magnitude is less than the threshold x the mean magnitude of its active weights.
     """
 
     raised: float
@@ -27,7 +27,7 @@ class Feedback(Protocol):
         Args:
             sparsity: the sparsity before this update, in [0, 1].
             dropped: the weights that this update drops, as a fraction of all weights.
-            rho: the drop threshold at this update, before `raised` was added (see the attribute `raised`).
+            rho: the drop threshold at this update, without the addition of `raised`.
             progress: the fraction of the training steps that are done, in [0, 1].
         """
 
@@ -43,8 +43,8 @@ class PaperFeedback:
     For the sparsity s, the target S and the drop threshold rho, gamma = (1 - delta) s/S if s < S(1 - rho/2), otherwise
     gamma = (1 + delta) s/S. The published delta is .1.
 
-    When rho falls to 0, no weights are dropped, and the sparsity no longer changes. It may then differ from S. The
-    training corrects this difference when it fixes the masks.
+    When rho falls to 0, no weights are dropped, and the sparsity no longer changes. The sparsity may then differ from
+    S. The training corrects this difference at the end, in `SparseTraining.project`.
     """
 
     target: float
@@ -70,9 +70,9 @@ class ProportionalIntegral:
     With the error e = reference(progress) - s, this update should change the sparsity by u = kp e + ki (sum of e).
     Therefore gamma = 1 - u/dropped, limited to [0, 2]. With kp = 1, one update corrects the whole error.
 
-    If an update drops less than u, the sparsity is too low even if no weights grow (gamma = 0). The next update then
-    has a higher drop threshold: `raised` grows by the number 2 (u - dropped). In each update that does not need the
-    increase, `raised` is halved. This controller can therefore drop weights after rho has fallen to 0, which
+    If dropped < u, this update drops too few weights, even though no weights grow (gamma = 0). The controller then adds
+    2 (u - dropped) to `raised`, up to `raised` = 1, so that the next update has a higher drop threshold. Otherwise the
+    controller halves `raised`. This controller can therefore drop weights after rho has fallen to 0, which
     PaperFeedback cannot. The sum of e does not grow while gamma is at a limit (anti-windup).
     """
 

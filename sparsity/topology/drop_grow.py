@@ -16,15 +16,15 @@ from tune_sparsity.sparsity.topology.base import LayerView, is_due
 
 @dataclass
 class DropGrow:
-    """Replaces connections every `interval` steps: each layer drops its connections with the smallest magnitudes, and
-    the network grows as many others.
+    """Replaces connections every `interval` steps: each layer drops its connections with the smallest magnitudes. Then
+    the same number of connections grows in the whole network.
 
-    With growth "random", this is SET (Mocanu et al. 2018): the new connections of a layer are random. With "gradient",
-    this is RigL (Evci et al. 2020, arXiv 1911.11134): in each layer, the inactive connections with the largest
-    |gradient| grow. With "momentum", this is sparse momentum (Dettmers and Zettlemoyer 2019, arXiv 1907.04840): a layer
-    gets new connections in proportion to the mean |momentum| of its active connections, and its inactive connections
-    with the largest |momentum| grow. As in these papers, a dropped connection may grow in the same update. The weight
-    of a grown connection is zero at first.
+    With growth "random", this is SET (Mocanu et al. 2018): a layer gets as many new connections as it has dropped, at
+    random places. With "gradient", this is RigL (Evci et al. 2020, arXiv 1911.11134): a layer also gets as many new
+    connections as it has dropped, and its inactive connections with the largest |gradient| grow. With "momentum", this
+    is sparse momentum (Dettmers and Zettlemoyer 2019, arXiv 1907.04840): a layer gets new connections in proportion to
+    the mean |momentum| of its active connections, and its inactive connections with the largest |momentum| grow. As in
+    these papers, a dropped connection may grow in the same update. The weight of a grown connection is zero at first.
 
     Args:
         fraction: the share of a layer's active connections that an update drops, as a schedule over the training.
@@ -69,8 +69,8 @@ class DropGrow:
 
 
 def drop_smallest(layer: LayerView, share: float) -> Tensor:
-    """Return the layer's mask after `share` of its active connections, those with the smallest magnitudes, are dropped.
-    Their number is rounded."""
+    """Return the layer's mask without the connections with the smallest magnitudes. `share` is the fraction of the
+    active connections that are dropped. Their number is rounded."""
     active = layer.mask != 0
     count = round(share * int(active.sum()))
     scores = layer.log_magnitude().masked_fill(~active, torch.inf).flatten()

@@ -15,11 +15,11 @@ from tune_sparsity.sparsity.topology.base import LayerView, Stateless, is_due
 @dataclass
 class GlobalMagnitude(Stateless):
     """Masks the smallest weights every `interval` steps. The sparsity follows a schedule. With a cubic schedule, this
-    is gradual magnitude pruning (arXiv 1710.01878). A masked weight on the sphere becomes active again if its magnitude
-    is large enough at a later update.
+    is gradual magnitude pruning (arXiv 1710.01878). On the sphere, masked weights still have a magnitude (see
+    `LayerView`). They become active again if this magnitude is large enough at a later update.
 
     Args:
-        sparsity: the sparsity over the training, in [0, 1).
+        sparsity: the schedule of the sparsity, with values in [0, 1).
         interval: steps between two updates of the masks.
         selection: compares the weights of all layers and chooses the weights that stay active.
     """

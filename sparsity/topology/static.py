@@ -1,4 +1,5 @@
-"""Define topologies that choose masks once: before the training, or with SNIP at its first step."""
+"""Define topologies with masks that are chosen only once: before the training (StaticMask) or in the first step of the
+training (SnipAtInit)."""
 
 from __future__ import annotations
 

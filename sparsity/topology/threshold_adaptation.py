@@ -19,24 +19,24 @@ from tune_sparsity.sparsity.topology.controller import Feedback
 
 @dataclass
 class ThresholdAdaptation:
-    """Implements semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
+    """Implements threshold adaptation (in arXiv 2103.16013: semi-pruning with threshold adaptation).
 
-    Drop: an active connection is dropped if |w| < rho x the mean |w| of its neuron's active connections. rho is
-    `threshold` plus an increase from `feedback`, at most 1. Therefore the largest connection of a neuron is never
-    dropped, and no neuron dies. Updates drop no connections of layers that are not on the sphere. These layers are
-    pruned only when the training fixes the masks.
+    Drop: an active connection is dropped if |w| < rho x the mean |w| of its neuron's active connections. rho is the
+    current value of `threshold` plus `feedback.raised`, at most 1. Therefore the largest connection of a neuron is
+    never dropped, and no neuron dies. Updates drop no connections of layers that are not on the sphere. These layers
+    are pruned only at the end, in `SparseTraining.project`.
 
     Grow: gamma x (number of dropped connections) grow. `feedback` computes gamma from the current sparsity. The new
     connections are the connections with the largest |gradient| among those that were inactive before the update. The
     gradients of a neuron are first divided by their L2 norm.
 
     Args:
-        threshold: rho over the training, in [0, 1], without the increase.
+        threshold: the schedule of rho without `feedback.raised`, with values in [0, 1].
         feedback: the controller of the sparsity.
         interval: steps between two updates of the masks.
 
     Attributes:
-        applied: the threshold rho of the last update, or None before the first update.
+        applied: rho in the last update, `feedback.raised` included. None before the first update.
     """
 
     threshold: Schedule
