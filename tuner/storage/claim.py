@@ -18,7 +18,7 @@ from tune_sparsity.tuner.storage.sync import Mirror
 
 @contextmanager
 def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Claim the study in this folder until the end of the block. See StudyStorage.claim.
+    """Claim the study in this folder until the end of the `with` block. See StudyStorage.claim.
 
     Args:
         folder: the study's folder.
@@ -34,8 +34,8 @@ def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
 
 @contextmanager
 def claim_prefix(study: S3Prefix, folder: Path, *, resume: bool) -> Iterator[Mirror]:
-    """Claim the study in an object store until the end of the block, and copy its files to the store during the block.
-    See StudyStorage.claim.
+    """Claim the study in an object store until the end of the `with` block. Within the block, copy the study's files to
+    the store. See StudyStorage.claim.
 
     Args:
         study: the study's prefix in the store.

@@ -1,11 +1,11 @@
 """Claim a study in an object store with a lease, because an object store has no locks. The lease is an object in the
-store. The driver (the process that runs the study) rewrites this object every few seconds, with its own token: a random
-text.
+store. The driver (the process that runs the study) rewrites this object about every 10 seconds. The object contains the
+token of its driver: a random text.
 
 A second driver sees that the object changes, and refuses to start. If a driver finds the token of another driver in the
-object, it stops writing. Two drivers can train at the same time only in one case: the first driver cannot reach the
-store for more than 40 seconds (TTL). A second driver may then start. The first driver stops as soon as it reaches the
-store again.
+object, it ends its trials and sends no more files to the store. Two drivers can train at the same time only in one
+case: the first driver cannot reach the store for more than 40 seconds (the constant TTL). A second driver may then
+start. The first driver stops as soon as it reaches the store again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SETTLE = 1.0  # seconds between writing and reading: if several drivers write, 
 
 
 class TakenOver(Exception):
-    """An error: another driver has taken over the study. The message says on which machine."""
+    """An error: another driver has taken over the study. The message names the machine of the other driver."""
 
 
 class Lease:
@@ -52,7 +52,7 @@ class Lease:
         """Claim the study for this process.
 
         Returns:
-            Whether the store may have newer files than the folder, because the last driver worked in another folder.
+            True if the last driver worked in another folder. The store may then have newer files than this folder.
 
         Raises:
             UsageError: if another driver runs the study.
@@ -85,7 +85,7 @@ class Lease:
         """Check that no other driver has taken over the study. Renew the claim if a renewal is due.
 
         Raises:
-            TakenOver: if another driver has the study.
+            TakenOver: if another driver has taken over the study.
             OSError: if the store cannot be read or written.
         """
         now = self._read() or {}

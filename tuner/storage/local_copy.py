@@ -17,11 +17,11 @@ CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # this environment variable names the fo
 
 
 def working_folder(store: S3Prefix, study: str) -> Path:
-    """Return the folder in which drivers on this machine work on a study of the store. All drivers of a study use the
-    same folder.
+    """Return the folder on this machine in which a driver works on a study of the object store. On one machine, all
+    drivers of a study use the same folder.
 
     Args:
-        store: the prefix of the storage.
+        store: the prefix in the object store that contains the studies.
         study: the study's name.
     """
     home = os.environ.get(CACHE_VARIABLE)

@@ -14,11 +14,11 @@ from tune_sparsity.tuner.system.locks import lock
 
 @contextmanager
 def lock_study(folder: Path) -> Iterator[None]:
-    """Lock the study in this folder until the end of the block. If this process dies, the operating system releases the
-    lock.
+    """Lock the study in this folder until the end of the `with` block. If this process dies, the operating system
+    releases the lock.
 
     Raises:
-        UsageError: if another process has the lock, because it runs the study.
+        UsageError: if another process runs the study, and therefore has the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

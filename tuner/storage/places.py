@@ -28,7 +28,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder without subfolders, with the interface of a Place."""
+    """A folder that contains only files, with the interface of a Place."""
 
     path: Path
 

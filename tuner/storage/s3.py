@@ -1,8 +1,9 @@
 """Read and write objects in an object store with Amazon's S3 protocol, in a bucket below a prefix.
 
-The usual environment variables select the service and the user: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL; AWS_REGION or
-AWS_DEFAULT_REGION; and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or AWS_PROFILE. Without these variables, the
-machine's own credentials apply. A URI must not contain credentials, because a study writes its URI to files.
+The usual environment variables give the endpoint (AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL), the region (AWS_REGION or
+AWS_DEFAULT_REGION), and the credentials (AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or AWS_PROFILE). Without the
+variables for credentials, the S3 client uses the credentials that it finds on the machine, for example in
+~/.aws/credentials. A URI must not contain credentials, because a study writes its URI to files.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class StoreError(OSError):
 
 @dataclass(frozen=True)
 class S3Prefix:
-    """A prefix in a bucket. The methods take names of objects relative to the prefix, with "/" between their parts.
+    """A prefix in a bucket. The methods take names of objects relative to the prefix, such as "best/model.json".
 
     This object can be pickled for other machines. It contains no credentials. Each machine uses its own.
 
@@ -181,8 +182,8 @@ def told(store: S3Prefix) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Describe an error of pyarrow's S3 client in one line. The line is in plain words for well-known errors, and the
-    text of the error for all others."""
+    """Describe an error of pyarrow's S3 client in one line. For a well-known error, the line is an explanation in plain
+    words. For any other error, it is the error's own text."""
     text = " ".join(str(error).split())
     if any(word in text for word in _DENIED):
         return _WHY["ACCESS_DENIED"]

@@ -25,7 +25,7 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class StudyStorage(ABC):
-    """The place in which a user's studies are stored. `str` of this object is the value of --storage.
+    """The place in which a user's studies are stored. `str(storage)` returns the value of --storage.
 
     Attributes:
         synced: True for an object store: the driver works in a folder of its machine, and a thread copies the files to
@@ -36,7 +36,7 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def absolute(self) -> StudyStorage:
-        """Return the same storage with an absolute path."""
+        """Return this storage with an absolute path. An object store is returned unchanged."""
 
     @abstractmethod
     def check(self) -> None:
@@ -68,7 +68,8 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def results(self, name: str) -> Path:
-        """Return a path on this machine for a file or folder that is made from ended studies, such as their exports.
+        """Return the path on this machine for a file or folder that a command makes from ended studies, for example the
+        page of `compare`. If the studies are in an object store, the path is in the current folder.
 
         Args:
             name: the last part of the returned path, such as the name of a study.
@@ -76,8 +77,8 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def exists(self, study: str) -> bool:
-        """Return whether a study with this name exists in the storage, or in its working folder on this machine. Raise
-        OSError if the storage cannot be read."""
+        """Return whether a study with this name exists in the storage. For an object store, a working folder of the
+        study on this machine is enough. Raise OSError if the storage cannot be read."""
 
     @abstractmethod
     def find(self, study: str) -> tuple[StudyStorage, str]:
@@ -87,14 +88,16 @@ class StudyStorage(ABC):
             study: the study's name in this storage. If this storage is a folder, the study's folder is accepted, too.
 
         Raises:
-            UsageError: if this storage is a folder and does not contain the study, or if no study can have this name.
-                An object store is not asked whether the study exists.
+            UsageError: if no study can have this name, or if this storage is a folder and does not contain the study.
+                For an object store, this method does not check whether the study exists.
         """
 
     @abstractmethod
     def study_yaml(self, study: str) -> Path:
         """Return the path of the study's study.yaml on this machine. If this storage is a folder, the file may be
-        missing. From an object store, this method downloads a copy of the file, and raises UsageError if it cannot."""
+        missing. For an object store, the path is that of a downloaded copy, or that of the file in the study's working
+        folder if the store does not have the file yet. Raise UsageError if the store cannot be read or there is no such
+        file."""
 
     @abstractmethod
     def readable(self, study: str) -> Path:
@@ -124,8 +127,8 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def claim(self, study: str, *, resume: bool) -> AbstractContextManager[Mirror | None]:
-        """Claim the study for this process until the end of the block, so that no other process can run it. For an
-        object store, also copy the study's files to the store during the block.
+        """Claim the study for this process until the end of the `with` block, so that no other process can run the
+        study. For an object store, also copy the study's files to the store within the block.
 
         Args:
             study: the study's name.
@@ -140,14 +143,14 @@ class StudyStorage(ABC):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """Reserve a name for a new study, and yield it: the wanted name, or the wanted name with a number if it is
-        taken.
+        """Reserve a name for a new study, and yield it: `wanted`, or `wanted` with a number at its end if another study
+        has the name `wanted`.
 
-        This method creates the study's folder, so that other processes see that the name is taken. After the block, the
-        folder is removed if it is empty.
+        This method creates the study's folder, so that other processes see that the name is taken. At the end of the
+        `with` block, the folder is removed if it is empty.
 
         Raises:
-            OSError: if the folder cannot be created.
+            OSError: if the folder cannot be created, or the storage cannot be read.
         """
         for name in (wanted, *(f"{wanted}-{number}" for number in range(2, 10_000))):
             folder = self.folder(name)
@@ -165,13 +168,13 @@ class StudyStorage(ABC):
                     one.rmdir()
 
     def unknown(self, study: str) -> UsageError:
-        """Return the error for a study that does not exist. The message lists the existing studies. Raise OSError if
+        """Return a UsageError for a study that does not exist. The message lists the existing studies. Raise OSError if
         the storage cannot be read."""
         return UsageError(f"there is no study {study!r} in {self}; {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return the names in `studies(file)` as a text for an error message. Raise OSError if the storage cannot be
-        read."""
+        """Return a text for an error message: the names that `studies` returns for this `file`. Raise OSError if the
+        storage cannot be read."""
         there = ", ".join(self.studies(file))
         return f"the studies there are: {there}" if there else "there are no studies"
 
@@ -302,8 +305,8 @@ class S3Storage(StudyStorage):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """Reserve a name with a random suffix, and yield it. Other machines do not see the folder that this method
-        creates, so they could reserve the same name. The suffix prevents this."""
+        """Reserve a name with a random suffix, and yield it. This method creates only a folder on this machine, so
+        another machine could reserve the same name. The suffix prevents this."""
         with super().new_name(f"{wanted}-{secrets.token_hex(3)}") as name:
             yield name
 

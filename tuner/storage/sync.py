@@ -1,8 +1,9 @@
 """Copy a study's files to an object store while the study runs, in a thread, so that no trial waits for the store.
 
-At any time, the files in the store are those of a study that can be resumed. To ensure this, each round of copying
-sends new networks first. Then it sends Optuna's journal, which lists their trials. At the end it removes from the store
-the networks that the study has removed. If the store does not answer, the thread tries again as long as the study runs.
+At any time, the study can be resumed from the files in the store. To ensure this, each round of copying sends new
+networks first. Then it sends Optuna's journal, which lists the trials of these networks. At the end it removes from the
+store the networks that the study has removed from its folder. If the store does not answer, the thread tries again as
+long as the study runs.
 """
 
 from __future__ import annotations
@@ -31,20 +32,22 @@ Signature = tuple[int, int, int]
 
 
 class Mirror:
-    """Keeps a copy of a study's folder in the store. Use this object as a context manager. A thread runs rounds. Each
-    round sends the files that have changed since the last round (see `round`).
+    """Keeps a copy of a study's folder in the store. Use this object as a context manager. Within the `with` block, a
+    thread sends the changed files again and again. Each of these rounds sends the files that have changed since the
+    last round (see `round`).
 
     Args:
         study: the study's prefix in the store.
         folder: the study's folder. Only this process and the process that writes to MLflow write there.
         owner: the claim of this process on the study.
-        arrived: the names of files that need not be sent, because the store already has their current contents.
+        arrived: the names of the files whose current contents the store already has. The first round does not send
+            them.
 
     Attributes:
         also: a function that is called at the end of each complete round. The driver of a study replaces this attribute
             by a function that removes old checkpoints from the store. The default function does nothing.
         lost: the reason why this process may no longer write to the study, or "" if it may.
-        complete: whether the last round has sent all files that had changed.
+        complete: whether the last round has sent all changed files.
     """
 
     def __init__(self, study: S3Prefix, folder: Path, owner: Lease, arrived: Iterable[str] = ()) -> None:
@@ -128,11 +131,11 @@ class Mirror:
 
     def round(self) -> bool:
         """Send the new and changed files. Return True if the round is complete. Return False if the study removed a
-        network before it was sent. The journal then waits for the next round, because it may list the trial of the
-        removed network, and the store would not have this network.
+        network from its folder before this method could send the network. The journal is then not sent before the next
+        round, because it may list the trial of a network that the store does not have.
 
         Raises:
-            OSError: if the store fails.
+            OSError: if the store cannot be read or written.
         """
         files, journal = self._moment()
         # sent.json is read before the outbox: it must not refer to notes that the outbox in the store lacks.

@@ -1,1 +1,2 @@
-"""Defines a study's trials, goal, front and file names. The code is pure data, without Ray, Optuna and MLflow."""
+"""Defines the trials, the goal, the front and the file names of a study. This package imports neither Ray nor Optuna
+nor MLflow."""

@@ -27,7 +27,7 @@ class EpochLog:
     """Appends a row to epochs.csv for each epoch. A resumed study appends to the existing file.
 
     Args:
-        path: the file. The first epoch creates it.
+        path: the file. It is created together with its first row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class EpochLog:
             number: the trial's number.
             epoch: the epoch's number, from 1.
             metrics: a dict from the names of metrics to their values.
-            objective: the objective of the study, which decides the columns of a new file.
+            objective: the study's objective. A new file gets the columns of this objective (see `columns`).
         """
         try:
             if not (self._names and self._path.exists()):
@@ -65,8 +65,8 @@ class EpochLog:
 
 
 def read_epochs(path: Path) -> dict[int, Series]:
-    """Return a dict from the numbers of trials to their epochs (see `Series`). Return an empty dict if the file cannot
-    be read.
+    """Return a dict from the number of each trial to the epochs of the trial (see `Series`). Return an empty dict if
+    the file cannot be read.
 
     A trial that continued from a checkpoint may have trained some epochs twice. In this case, the result contains these
     epochs once, with the metrics of the second training. Rows that were not written completely are left out.

@@ -1,5 +1,5 @@
 """Estimates the metric of the best trial on new data. The validation metric of the best trial is too high on average,
-because the trial was chosen for it."""
+because this trial was chosen for its high metric."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def shrunk(value: float, values: Sequence[float], examples: int) -> Estimate:
     values. With fewer values, the estimate is the value itself.
 
     The standard error of the estimate is the standard error of a single trial. More trials do not make the error
-    smaller, because all trials share their validation examples. The formula comes from the confidence interval of
-    Agresti and Coull, "Approximate is better than exact for interval estimation of binomial proportions", The American
-    Statistician 52 (1998). With this formula, the error is not 0 for values of 0 or 1.
+    smaller, because all trials are evaluated on the same validation examples. The formula comes from the confidence
+    interval of Agresti and Coull, "Approximate is better than exact for interval estimation of binomial proportions",
+    The American Statistician 52 (1998). With this formula, the error is not 0 for values of 0 or 1.
 
     Args:
         value: the validation metric of the chosen trial: the mean of a score in [0, 1] over the examples.

@@ -1,4 +1,5 @@
-"""Tracks the feasible front of a running study, and the number of trials since the last gain."""
+"""Tracks the front of a running study's feasible trials, and counts the trials since the study's result last
+improved."""
 
 from __future__ import annotations
 
@@ -11,18 +12,18 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class FrontTracker:
-    """Keeps the feasible front of a running study up to date. The time to add a trial depends on the size of the front,
-    not on the number of trials.
+    """Keeps the front of a running study's feasible trials up to date. The time to add a trial depends on the size of
+    the front, not on the number of trials.
 
     Args:
         goal: the study's goal.
-        records: the trials that have ended already, in the order of their ends.
+        records: the trials that have ended already, in the order in which they ended.
 
     Attributes:
         front: the feasible front, in order of increasing sparsity.
-        candidates: the result of `Goal.candidates` if the goal has a limit of milliseconds. At the end of the study,
-            the networks of these trials are timed in this order until a network meets the limit. For any other goal,
-            the list is empty.
+        candidates: the result of `Goal.candidates` if the goal has a limit of milliseconds: a list of trials. At the
+            end of the study, the networks of these trials are timed in the order of the list, until a network meets the
+            limit. For any other goal, the list is empty.
         since_gain: the number of trials that have ended, in any state, since the last trial that improved the study's
             result (see `Goal.score`).
     """

@@ -1,8 +1,8 @@
 """Defines the goal of a study: one target, several targets, a front, or a limit of nonzero weights, bytes,
 multiply-adds or milliseconds.
 
-All code that depends on the kind of goal is here. The goal gives the range of the final sparsity in the search, decides
-which trials are feasible, and compares trials. A feasible trial has completed and meets the goal.
+All code that depends on the kind of goal is here. The goal gives the range of final sparsities that the search tries,
+decides which trials are feasible, and compares trials. A feasible trial has completed and meets the goal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class GoalKind(StrEnum):
-    """The kinds of goals. The values are named after the options. TARGETS is --target with several sparsities."""
+    """The kinds of goals. Each value is the name of an option without "--", except the value of TARGETS: this kind is
+    --target with several sparsities."""
 
     TARGET = "target"
     TARGETS = "targets"
@@ -43,17 +44,19 @@ class Goal:
         max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target is the sparsity
             of a network that has exactly this number of nonzero weights.
         max_bytes: the largest allowed size of a network's packed file (this package's smallest file format); None for
-            the other goals. The target is the approximate sparsity that this size needs.
-        max_macs: the largest allowed number of multiply-adds for an example. Goals with `max_latency` also have this
-            number, as soon as it is known. None for the other goals. The target is not a fraction of weights here: it
-            is the fraction of the prunable layers' multiply-adds that a network must save.
+            the other goals. The target is the approximate sparsity of a network whose file has this size.
+        max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. A goal with
+            `max_latency` also has this number, except while the number is not known yet. The target of a goal with
+            `max_macs` is not a fraction of weights. It is the fraction of the prunable layers' multiply-adds that a
+            network must save.
         max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. During the
-            search, `max_macs` is the number of multiply-adds that is expected to meet this limit. At the end of the
-            study, `max_macs` is the number that met the limit in a measurement.
+            search, `max_macs` is an estimate of the largest number of multiply-adds that meets this limit. At the end
+            of the study, `max_macs` is the number of multiply-adds of the network that met the limit in a measurement.
+            If no network met it, `max_macs` excludes all networks.
         latency_batch: for `max_latency`, the number of examples in the batch.
         objective: the metric that networks are judged by.
         baseline: the value of the metric from which the hypervolume is measured. It is the metric's worst value, such
-            as 0 for accuracy. If the metric has no worst value, it is the metric of the untrained network.
+            as 0 for accuracy. If no worst value is known, it is the metric's value for the untrained network.
     """
 
     targets: tuple[float, ...]
@@ -112,8 +115,8 @@ class Goal:
 
     @property
     def searched(self) -> tuple[float, float]:
-        """Return the range of the sparsities at which trials end, as (lowest, highest). In the file of a search space,
-        the word `target` means the lowest sparsity, and the word `above` means the highest.
+        """Return the range of the trials' final sparsities, as (lowest, highest). In the file of a search space, the
+        word `target` means the lowest sparsity of this range, and the word `above` means the highest.
 
         With several targets or a front, the range has the same ends as the goal. With one target t, the highest
         sparsity is t + 0.2 (1 - t). The trials above the target show how much accuracy a higher sparsity costs.
@@ -130,7 +133,7 @@ class Goal:
 
     @property
     def condition(self) -> str:
-        """Return the condition for a feasible trial, in words."""
+        """Return a text about what the network of a feasible trial must have, such as "at most 5,000 multiply-adds"."""
         if self.max_bytes is not None:
             return f"a packed file of at most {self.max_bytes:,} bytes"
         if self.max_latency is not None:
@@ -152,7 +155,7 @@ class Goal:
         return [record for record in records if self.feasible(record)], 0.0
 
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
-        """Return the best feasible trial, which a study reports. Return None if no trial is feasible."""
+        """Return the best feasible trial of the records (see `best_trial`). Return None if no trial is feasible."""
         return best_trial(*self._judged(records, self.lowest))
 
     def compared(self, records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
@@ -171,7 +174,8 @@ class Goal:
         return found
 
     def below(self, record: TrialRecord) -> Goal:
-        """Return this goal with a lower limit: networks must have fewer multiply-adds than this trial's network."""
+        """Return this goal with a stricter limit: networks must have fewer multiply-adds than the network of this
+        trial."""
         assert record.macs is not None
         return replace(self, max_macs=record.macs - 1)
 
@@ -216,23 +220,25 @@ class Goal:
     @property
     def reference(self) -> Point:
         """Return the reference point of the hypervolume: (lowest sparsity, baseline). This point never changes while a
-        study runs, so the hypervolume never falls."""
+        study runs, so the hypervolume never decreases."""
         return self.lowest, self.baseline
 
     @property
     def least_merit(self) -> float:
-        """Return the merit (see Objective) of the baseline."""
+        """Return the merit (see Objective) of `baseline`."""
         return self.objective.merit(self.baseline)
 
     @property
     def scale(self) -> float:
-        """Return the unit in which differences of the metric are measured. The unit is 1 for a metric in [0, 1]. For
-        any other metric, it is the absolute value of the baseline, or 1 if the baseline is 0."""
+        """Return the unit of constants that are compared with differences of the metric, for example the noise of a
+        metric. The unit is 1 for a metric in [0, 1]. For any other metric, it is the absolute value of the baseline, or
+        1 if the baseline is 0."""
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
-        """Return the hypervolume: the area that the feasible trials dominate, measured from `reference`. If the goal is
-        a front, a trial above the front's upper end counts as if its sparsity were the upper end."""
+        """Return the hypervolume: the area that the feasible trials dominate, measured from the lowest sparsity and the
+        merit of the baseline. If the goal is a front, a trial above the front's upper end counts as if its sparsity
+        were the upper end."""
         points = points_of(record for record in records if self.feasible(record))
         if self.ceiling is not None:
             points = [(min(sparsity, self.ceiling), merit) for sparsity, merit in points]
@@ -250,8 +256,8 @@ class Goal:
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """Return the score of a study so far, as a tuple of numbers that never fall. A trial brings a gain if at least
-        one of the numbers rises.
+        """Return the score of a study so far, as a tuple of numbers that never decrease. A trial improves the study's
+        result if at least one of the numbers increases.
 
         The tuple contains the best merit (see Objective) at each target, or minus infinity if no network meets the
         target. For a front, it contains two numbers: the hypervolume, and the best merit of a feasible network. The
@@ -266,7 +272,8 @@ class Goal:
 
     @property
     def option(self) -> str:
-        """Return the goal as a value of --front, or for any other goal as a value of --target."""
+        """Return the value of --front if the goal is a front. For any other goal, return its targets as a value of
+        --target."""
         return f"{self.lowest!r}:{self.ceiling!r}" if self.ceiling is not None else ",".join(map(repr, self.targets))
 
     def __str__(self) -> str:
@@ -285,18 +292,18 @@ class Goal:
 
 
 def at_targets(*targets: float) -> Goal:
-    """Return a goal: to find the best network at each of these sparsities. Raise ValueError if a sparsity is outside
+    """Return the goal to find the best network at each of these sparsities. Raise ValueError if a sparsity is outside
     [0, 1), or if the sparsities are not in ascending order."""
     return Goal(targets)
 
 
 def along_front(low: float, high: float) -> Goal:
-    """Return a goal: to find the front between two sparsities. Raise ValueError unless 0 <= low < high < 1."""
+    """Return the goal to find the front between two sparsities. Raise ValueError unless 0 <= low < high < 1."""
     return Goal((low,), ceiling=high)
 
 
 def at_most(nonzero: int, weights: int) -> Goal:
-    """Return a goal: to find the best network with at most `nonzero` nonzero weights.
+    """Return the goal to find the best network with at most `nonzero` nonzero weights.
 
     Args:
         nonzero: the largest number of nonzero prunable weights.
@@ -311,11 +318,11 @@ def at_most(nonzero: int, weights: int) -> Goal:
 
 
 def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
-    """Return a goal: to find the best network whose packed file (see `Goal`) has at most `most` bytes.
+    """Return the goal to find the best network whose packed file (see `Goal`) has at most `most` bytes.
 
     Args:
         most: the largest size of the packed file in bytes.
-        nonzero: the approximate number of nonzero prunable weights in such a file.
+        nonzero: the approximate number of nonzero prunable weights in a file of this size.
         weights: the number of prunable weights in the network.
 
     Raises:
@@ -325,8 +332,9 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 
 def sparsity_of(zeros: int, weights: int) -> float:
-    """Return the largest target sparsity that a network meets if `zeros` of its `weights` prunable weights are zero.
-    The result is zeros / weights, or the next smaller float if rounding made this quotient too large."""
+    """Return the sparsity of a network in which `zeros` of the `weights` prunable weights are zero. The network meets a
+    target of exactly this sparsity: the result is zeros / weights, or the next smaller float if rounding made this
+    quotient too large."""
     from tune_sparsity.sparsity.masks import (
         sparsity_with,  # imported here, because it imports torch, which the progress display does not need
     )

@@ -28,7 +28,7 @@ def weights_file(folder: Path, number: int) -> Path:
     tests this network, and then writes the network to another folder.
 
     Args:
-        folder: the folder `.weights` (WEIGHTS) in the study's folder.
+        folder: the path of the folder `.weights` in the study's folder.
         number: the trial's number.
     """
     return folder / f"{number}.safetensors"

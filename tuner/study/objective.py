@@ -1,6 +1,7 @@
 """Defines the objective of a study: a metric that is to be maximized or minimized.
 
-Records and files contain the metric's values. The search compares merits: a larger merit is always better.
+Records and files contain the metric's values. The search compares merits. The merit is the value itself, or minus the
+value if the metric is minimized. A larger merit is therefore always better.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class Objective:
     Attributes:
         name: the metric's name, such as "accuracy" or "rmse".
         maximize: whether a larger value is better.
-        percent: whether values lie in [0, 1] and are shown in percent.
+        percent: whether the metric's values lie in [0, 1]. They are then shown in percent.
     """
 
     name: str
@@ -29,8 +30,8 @@ class Objective:
 
     @property
     def at_target(self) -> str:
-        """Return the name of another metric on the validation data, such as "val_accuracy_at_target". For its
-        measurement, the network is pruned to its final sparsity."""
+        """Return the name of a second metric on the validation data, such as "val_accuracy_at_target". It is the same
+        metric, measured while the network is temporarily pruned to its final sparsity."""
         return f"val_{self.name}_at_target"
 
     @property
@@ -40,7 +41,7 @@ class Objective:
 
     @property
     def bounded(self) -> bool:
-        """Return whether 0 is the metric's worst value."""
+        """Return whether 0 is known to be the metric's worst value."""
         return self.percent and self.maximize
 
     def merit(self, value: float) -> float:
@@ -48,7 +49,7 @@ class Objective:
         return value if self.maximize else -value
 
     def value(self, merit: float) -> float:
-        """Return the value of the metric that has this merit. This is the inverse of `merit`."""
+        """Convert a merit into the value of the metric. This method is the inverse of `merit`."""
         return self.merit(merit)
 
     def shown(self, value: float) -> float:
@@ -62,11 +63,11 @@ class Objective:
         return "%" if self.percent else ""
 
     def text(self, value: float) -> str:
-        """Format a value for a person, such as "98.33%"."""
+        """Return a value as a text for the user, such as "98.33%"."""
         return f"{value:.2%}" if self.percent else f"{value:.4g}"
 
     def difference(self, values: float, sign: str = "") -> str:
-        """Format a difference between two values for a person, such as "0.50 points".
+        """Return a difference between two values as a text for the user, such as "0.50 points" (percentage points).
 
         Args:
             values: the difference.

@@ -1,8 +1,8 @@
 """Computes the Pareto front of merit and sparsity, the best feasible trial, and the hypervolume.
 
 Both objectives are maximized. In this module, a trial is feasible if it completed with a sparsity of at least the
-target. `Goal` applies other limits, such as bytes, before it calls this module. All results are exact and take
-O(n log n) time.
+argument `target`. `Goal` applies other limits, such as bytes, before it calls this module. All results are exact and
+take O(n log n) time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def known_point(record: TrialRecord) -> Point:
 
 
 def points_of(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return the points (sparsity, merit) of the records, in the order of the records. The merit is the metric, negated
-    if it is minimised. Leave out records whose sparsity or metric is unknown."""
+    """Return the points (sparsity, merit) of the records, in the order of the records. Leave out records without a
+    point (see `point_of`)."""
     return [point for record in records if (point := point_of(record)) is not None]
 
 
@@ -46,8 +46,8 @@ def _feasible(records: Iterable[TrialRecord], target: float) -> list[tuple[Point
 def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
     """Return the feasible trials that no other feasible trial dominates.
 
-    A point dominates another if it is at least as good in both objectives and better in one. If several trials have the
-    same point, the front contains only the one with the lowest number.
+    A point dominates another if it is at least as good in both objectives and better in at least one. If several trials
+    have the same point, the front contains only the one with the lowest number.
 
     Args:
         records: trials in any order and any state.
@@ -88,15 +88,15 @@ def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | N
 
 
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """Return the area that the points dominate above the reference point. Both coordinates are maximized.
+    """Return the area that the points dominate, measured from the reference point. Larger coordinates are better.
 
-    A point adds area only if it is larger than the reference in both coordinates, and not dominated. A point with NaN
-    adds nothing. A point with the same sparsity as the reference adds nothing.
+    A point adds area only if both its coordinates are larger than those of the reference point, and if no other point
+    dominates it. A point with NaN adds nothing.
 
     Args:
         points: (sparsity, merit) pairs in any order. They may contain dominated points and duplicates.
-        reference: the lower corner of the area, as (sparsity, merit). A goal with the metric accuracy uses (target,
-            0.0).
+        reference: the lower corner of the area, as (sparsity, merit). For example, it is (target, 0.0) for the metric
+            accuracy.
 
     Returns:
         The exact area in units of sparsity times merit; 0.0 if no point is above the reference.

@@ -1,4 +1,5 @@
-"""Defines TrialRecord, the data of one trial. The searcher, the tracker, the files and the pictures all use it."""
+"""Defines TrialRecord, the data of one trial. The search, the record in MLflow, the study's files and the pictures all
+use it."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ def _count(value: float | None) -> int | None:
 
 @dataclass
 class TrialRecord:
-    """The parameters, the state and the latest metrics of a trial. Sparsities are fractions in [0, 1]. A metric has the
-    value that the last epoch gave. A metric that has not been measured is None."""
+    """The parameters, the state and the latest metrics of a trial. Sparsities are fractions in [0, 1]. Each metric has
+    the value that was measured after the latest epoch of the trial, or None if it has not been measured."""
 
     number: int
     method: str
@@ -78,7 +79,7 @@ class TrialRecord:
     epochs: int = 0  # the number of trained epochs
     seconds: float = 0.0  # the trial's wall-clock time
     final_sparsity: float | None = None  # the sparsity at which the trial ends; None before the first rung
-    # The keys are the epochs of rungs. A value is measured on a copy of the network, pruned to the final sparsity.
+    # The keys are the epochs of rungs. For a value, the network is temporarily pruned to the final sparsity.
     rungs: dict[int, float] = field(default_factory=dict)
     ended: float | None = None  # Unix time in seconds
     reason: str = ""  # the reason why the trial failed, in one line
@@ -92,25 +93,25 @@ class TrialRecord:
 
     @property
     def merit(self) -> float | None:
-        """Return the merit of the trial's value, or None before the first epoch has ended. A larger merit is better for
-        every metric."""
+        """Return the merit of `value`, the trial's metric on the validation data, or None before the first epoch has
+        ended. A larger merit is better for every metric."""
         return None if self.value is None else self.objective.merit(self.value)
 
     @property
     def text(self) -> str:
-        """Format the trial's value for a person, such as "98.33%". Return "" before the first epoch has ended."""
+        """Return `value` as a text for the user, such as "98.33%". Return "" before the first epoch has ended."""
         return "" if self.value is None else self.objective.text(self.value)
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return a dict from the names of spiking layers to their rates, in spikes per neuron and time step. It is
-        empty for a network without such layers."""
+        """Return a dict from the names of spiking layers to their rates, in spikes per neuron and time step. The dict
+        is empty for a network without such layers."""
         found = {name: value for name, value in self.metrics.items() if name.startswith(SPIKE_RATE)}
         return {name.removeprefix(SPIKE_RATE): value for name, value in found.items()}
 
     def at_rung(self, epoch: int) -> tuple[float, float]:
-        """Return a pair: the trial's merit at a rung, and its final sparsity, which the trial reaches only later. The
-        merit is measured on a copy of the network that is already pruned to the final sparsity.
+        """Return a pair: the trial's merit at a rung, and its final sparsity, which the trial reaches only later. For
+        this merit, the network is temporarily pruned to the final sparsity.
 
         Args:
             epoch: the rung, an epoch at which early stopping compares trials.
@@ -119,10 +120,10 @@ class TrialRecord:
         return self.objective.merit(self.rungs[epoch]), self.final_sparsity
 
     def reach_rung(self, epoch: Epoch, final_sparsity: float) -> tuple[float, float]:
-        """Record the trial's value at a rung, and return the result of `at_rung`.
+        """Record the trial's metric at a rung, and return the result of `at_rung` for this rung.
 
         Args:
-            epoch: the epoch of the rung.
+            epoch: the epoch at the rung, with its metrics.
             final_sparsity: the sparsity with which the trial ends, in [0, 1).
         """
         self.final_sparsity = final_sparsity
@@ -143,8 +144,8 @@ class TrialRecord:
             setattr(self, cost, _count(epoch.metrics.get(cost)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a dict that JSON can represent. The attribute `value` gets the metric's name as its
-        key, such as "val_accuracy"."""
+        """Return the attributes as a dict that JSON can represent. The key of the attribute `value` is not "value" but
+        the name of the metric, such as "val_accuracy"."""
         data = asdict(self)
         value, objective = data.pop("value"), data.pop("objective")
         return {**data, self.objective.val: value, **({} if self.objective == ACCURACY else {"objective": objective})}

@@ -13,10 +13,10 @@ from typing import Any
 def write_bytes(path: Path, content: bytes) -> None:
     """Create or replace a file atomically. The content is on the disk when this function returns.
 
-    A reader sees either the old or the new file. After a crash, one of the two files exists.
+    A reader sees either the old or the new file, also after a crash of this process or of the machine.
 
     Raises:
-        OSError: if the folder cannot be written to. The old file is then unchanged.
+        OSError: if the file cannot be written. The old file is then unchanged.
     """
     # The temporary file is in the same folder, because a rename is atomic only within one file system. A file from
     # `tempfile` could be read only by its owner, but a group often shares the disk of its studies.
@@ -35,10 +35,10 @@ def write_atomically(path: Path, text: str) -> None:
     """Create or replace a text file atomically, in UTF-8 and with unchanged line ends. Create its folder if the folder
     is missing.
 
-    A reader sees either the old or the new file. After a crash, one of the two files exists.
+    A reader sees either the old or the new file, also after a crash of this process or of the machine.
 
     Raises:
-        OSError: if the folder cannot be written to. The old file is then unchanged.
+        OSError: if the file cannot be written. The old file is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The text of an exception may hold bytes that cannot be encoded. They are escaped, so that the file is not lost.
@@ -46,8 +46,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value into types of strictly valid JSON. NumPy arrays and tensors become numbers or lists, and NaN and
-    infinite numbers become None."""
+    """Convert a value into types that strictly valid JSON can represent. NumPy arrays and tensors become numbers or
+    lists, and NaN and infinite numbers become None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -67,5 +67,5 @@ def plain(value: Any) -> Any:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """Return the document as strictly valid, indented JSON with a line end."""
+    """Return the document as strictly valid, indented JSON. The text ends with a line break."""
     return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

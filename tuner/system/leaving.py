@@ -19,7 +19,7 @@ def temporary_folder() -> Path:
 
 
 def leave(code: int) -> NoReturn:
-    """Remove the temporary folders, and end this process at once with an exit code. Python's own clean-up is left out,
+    """Remove the temporary folders, and end this process at once with an exit code. Python's own clean-up is skipped,
     because with torch, Ray and Optuna it takes seconds."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader of the stream has ended

@@ -1,8 +1,8 @@
 """Lock open files and folders, so that only one process on this machine uses them.
 
 The operating system releases a lock when the process that has it ends, even after a crash. The package filelock is not
-used, because it takes 70 ms to import, polls 20 times a second instead of waiting, and needs an extra file for each
-lock.
+used, because it takes 70 ms to import, asks 20 times a second for a lock instead of waiting for it, and needs an extra
+file for each lock.
 """
 
 from __future__ import annotations

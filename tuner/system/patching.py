@@ -1,4 +1,4 @@
-"""Change attributes of other libraries, or environment variables, until the end of a block."""
+"""Change attributes of other libraries, or environment variables, until the end of a `with` block."""
 
 from __future__ import annotations
 

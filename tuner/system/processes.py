@@ -9,7 +9,8 @@ import tune_sparsity
 
 
 def own_process(module: str, *arguments: str) -> list[str]:
-    """Return a command for subprocess.Popen that runs this Python and calls the function `main` of a module.
+    """Return a command for subprocess.Popen. It starts the Python interpreter of this process and calls the function
+    `main` of a module.
 
     Args:
         module: the full name of the module.

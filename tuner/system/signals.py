@@ -14,8 +14,8 @@ from typing import Any, Protocol
 class Connection(Protocol):
     """The part of tuner.cluster.connection.Connection that the handling of signals needs.
 
-    The property `lost` says whether Ray has died. A call of the method `heard` tells the connection that the main
-    thread knows of Ray's death.
+    The property `lost` says whether Ray has died. The method `heard` tells the connection that the main thread knows
+    that Ray has died.
     """
 
     @property
@@ -30,9 +30,9 @@ _depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whet
 
 @contextmanager
 def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
-    """Handle signals within the `with` block. The first SIGINT or SIGTERM sets `stop.asked`, so that the search ends
-    cleanly. The second signal ends the search at once with KeyboardInterrupt. If Ray has died, the first signal already
-    ends the search at once.
+    """Handle signals within the `with` block. The first SIGINT or SIGTERM sets `stop.asked`. The search then ends its
+    running trials and stops. The second signal ends the search at once with KeyboardInterrupt. If Ray has died, the
+    first signal does the same.
 
     Args:
         stop: the object with the attribute `asked`, a tuner.driver.ray_tune.StopWhen.

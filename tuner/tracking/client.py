@@ -1,7 +1,7 @@
 """Write the runs of a study to an MLflow store.
 
-This module uses only `MlflowClient` with an explicit URI. MLflow's global state and environment variables have no
-effect.
+This module uses only `MlflowClient` with an explicit URI. MLflow's global tracking URI and the environment variable
+MLFLOW_TRACKING_URI have no effect.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", 
 
 @dataclass
 class Owed:
-    """Collects all that must still be sent to the store for one MLflow run, from several notes (see outbox.Note)."""
+    """Collects, from several notes, all that must still be sent to the store for one MLflow run. A note is a line of
+    the outbox (see outbox.Note)."""
 
     started: int  # Unix time in ms
     params: dict[str, str] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Owed:
 
 def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
     """Group unsent notes by MLflow run. Return a dict from the names of runs to their `Owed`. The study's parent run is
-    the last key, so that the end of this run is sent after the ends of the trials' runs."""
+    the last key, so that this run is sent last and ends after the trials' runs."""
     owed: dict[str, Owed] = {}
     for note in notes:
         owed.setdefault(note.run, Owed(note.at)).add(note)
@@ -75,7 +76,7 @@ class RunWriter:
     Args:
         uri: the tracking URI.
         identity: the identity of the study: its name, experiment, target, method and id.
-        folder: the study's folder, which contains the files for artifacts.
+        folder: the study's folder. The paths of artifacts in notes are relative to it.
         runs: a dict from the names of runs to their ids in MLflow, for the runs whose ids are already known. This
             object adds the ids of other runs.
     """
@@ -120,8 +121,8 @@ class RunWriter:
         return (folder / "mlartifacts" / experiment.replace(":", "_")).absolute().as_uri()
 
     def knows_the_study(self) -> bool:
-        """Return whether the store contains the study's parent run. It does not contain the run if somebody has
-        replaced the store at this URI by another store."""
+        """Return whether the store contains the study's parent run. For example, the store does not contain the run if
+        somebody has replaced the store at this URI by another store."""
         if PARENT not in self.runs:
             return False
         from mlflow import MlflowException
@@ -141,7 +142,7 @@ class RunWriter:
             name: the name of the run.
             started: the start of the run as Unix time in ms.
             more: tags for a new run, in addition to the tags that identify its study and trial. A run that already
-                exists does not get them.
+                exists does not get these tags.
         """
         if name in self.runs:
             return self.runs[name], False
@@ -198,11 +199,11 @@ class RunWriter:
         """Write the notes about several runs. The notes about the parent run are written last.
 
         Args:
-            owed: a dict from the names of runs to their notes.
+            owed: the result of `by_run`.
 
         Returns:
-            A line for each item (such as an artifact, or the metrics and tags) that the store has refused and will
-            always refuse.
+            A line for each item (such as an artifact, or the metrics and tags) that could not be written, if another
+            attempt would fail, too.
         """
         trials = [(name, each) for name, each in owed.items() if name != PARENT]
         if trials:  # find the runs before several threads need them
@@ -220,7 +221,7 @@ class RunWriter:
 
         Args:
             name: the name of the run.
-            owed: the notes.
+            owed: what the notes contain, from `by_run`.
 
         Returns:
             Lines about refused items, as in `write_all`.
@@ -262,7 +263,7 @@ class RunWriter:
 
 
 def prepare_sqlite(file: Path) -> None:
-    """Create an SQLite store as a whole or not at all. If the store exists but cannot be written, raise an error.
+    """Create an SQLite store as a whole or not at all. If the store exists but cannot be written, raise sqlite3.Error.
 
     MLflow creates a new file step by step. If a study were killed during these steps, MLflow would refuse the
     incomplete file forever. If two studies started at the same time, one would fail. This function therefore creates
@@ -292,7 +293,7 @@ def prepare_sqlite(file: Path) -> None:
 
 
 def own_environment() -> None:
-    """Set MLflow's environment variables for a process that only sends notes to a store."""
+    """Change the environment variables of MLflow in this process, which only sends notes to a store."""
     for name in STRAY:
         os.environ.pop(name, None)
     # With MLflow's defaults, one call would try a dead server for minutes.

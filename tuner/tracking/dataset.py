@@ -20,8 +20,8 @@ _DIGEST = 36  # MLflow's limit, in characters
 
 
 def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
-    """Return a description of the data set: its name, sizes, types and checksum. MLflow's digest is the first 36 digits
-    of the checksum."""
+    """Return a description of the data set: its name, sizes, types and checksum. The entry "digest" is for MLflow,
+    which allows only 36 characters: it is the beginning of the checksum."""
     x, y = data.train.first(1)
     return {
         "name": experiment,
@@ -54,8 +54,8 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
 
 
 def specs(nest: Any) -> Any:
-    """Return the dtype and the shape of one example, as a list such as ["float32", [28, 28]] that JSON can represent.
-    For a nested structure of tensors, return a dict from the names of the tensors to such lists."""
+    """Return the dtype and the shape of one example of a batch, as a list for JSON, such as ["float32", [28, 28]]. For
+    a nested structure of tensors, return a dict from the names of the tensors to such lists."""
     found = {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape[1:])] for name, tensor in named(nest).items()
     }

@@ -1,9 +1,9 @@
 """Deliver a study's outbox to an MLflow store. A delivery continues at the place where the last one ended.
 
-The outbox is the file of notes for MLflow (tuner.tracking.outbox). It is sent in parts of about a megabyte. The file
-sent.json next to the outbox says which notes have arrived in the store. If a process dies after sending a part and
-before writing sent.json, the part is sent again. This does no harm, because the store keeps equal metrics, parameters
-and tags only once.
+The outbox is a file of notes. A note says what to write into MLflow (see tuner.tracking.outbox). The outbox is sent in
+parts of about a megabyte. The file sent.json next to the outbox says which notes have arrived in the store. If a
+process dies after sending a part and before writing sent.json, the part is sent again. This does no harm, because the
+store does not add a metric, parameter or tag that it already has.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Sent:
         offset: the position in the outbox, in bytes. All notes before it have arrived.
         experiment_id: MLflow's id of the experiment; None until the store was opened.
         runs: a dict from the names of runs to their ids in MLflow.
-        refused: a line for each item (such as an artifact, or the metrics and tags of a run) that the store has refused
-            and will always refuse.
+        refused: a line for each item (such as an artifact, or the metrics and tags of a run) that could not be written,
+            if another attempt would fail, too.
     """
 
     uri: str
@@ -51,8 +51,8 @@ class Sent:
 
 
 def read_sent(study_folder: Path, uri: str) -> Sent:
-    """Return which notes have arrived in the store at `uri`. If the study's last delivery went to another store, no
-    notes have arrived."""
+    """Return a `Sent`, which describes the notes that have arrived in the store at `uri`. If the study's last delivery
+    went to another store, no notes have arrived."""
     try:
         sent = Sent(**json.loads((outbox_file(study_folder).parent / SENT).read_text()))
     except (OSError, ValueError, TypeError):
@@ -70,7 +70,7 @@ def written_to(study_folder: Path) -> str | None:
 
 
 class Delivery:
-    """Sends the notes in a study's outbox to the MLflow store. Each call of `part` sends the next ones.
+    """Sends the notes in a study's outbox to the MLflow store. Each call of `part` sends about a megabyte of notes.
 
     Args:
         study_folder: the study's folder.
@@ -90,8 +90,8 @@ class Delivery:
         return self.file.stat().st_size > self.sent.offset
 
     def part(self) -> None:
-        """Send the next part of the outbox, if there are unsent notes. This method may raise MLflow's errors, and may
-        then be called again."""
+        """Send the next part of the outbox, if there are unsent notes. This method may raise MLflow's errors. After an
+        error, it may be called again."""
         self._open()
         notes, offset = read_notes(self.file, self.sent.offset, PART)
         try:
@@ -119,7 +119,8 @@ class Delivery:
 
 
 def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str]:
-    """Send all unsent notes to the store, with a few attempts. This function runs in the calling process.
+    """Send all unsent notes to the store, without a separate process. Give up after three failures in a row (the
+    constant ATTEMPTS).
 
     Args:
         study_folder: the study's folder.
@@ -127,7 +128,8 @@ def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str
         pause: seconds between an error and the next attempt.
 
     Returns:
-        Two values: which notes have arrived; and the reason why notes are missing, or "" if all have arrived.
+        Two values. The first describes the notes that have arrived. The second is the reason why notes are missing, or
+        "" if all have arrived.
     """
     delivery = Delivery(study_folder, uri)
     failures, error = 0, ""
@@ -148,15 +150,15 @@ def missing(delivery: Delivery, uri: str, error: str) -> str:
 
 @contextmanager
 def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the study's lock for deliveries within the `with` block. Without the lock, two deliveries at once would
-    create runs twice.
+    """Hold the study's lock for sending notes within the `with` block. Only one process at a time may send the notes of
+    a study, because two processes would create runs twice.
 
     Args:
         study_folder: the study's folder.
         wait: whether to wait until another process releases the lock.
 
     Yields:
-        Whether this process has the lock.
+        True if this process has the lock. False if another process has it, and `wait` is False.
     """
     with (outbox_file(study_folder).parent / LOCK).open("w") as handle:
         yield lock(handle.fileno(), wait=wait)

@@ -47,13 +47,13 @@ def model_note(
     metrics: Mapping[str, float],
     register: str | None,
 ) -> dict[str, Any]:
-    """Write the files of a model into a folder of the study. Return the description with which `log_model` logs the
+    """Write the files of a model into the folder STUDY/tracking. Return the description with which `log_model` logs the
     model in MLflow.
 
     Args:
         study_folder: the study's folder.
         network: a path or a `Gated`. The path is the folder with the network's model.safetensors and model.json. A
-            `Gated` is a group of two networks.
+            `Gated` (see pyfunc_model) is a group of two networks.
         experiment: the experiment of the network.
         name: the name of the experiment, as a value of --experiment.
         data: the experiment's data.

@@ -1,5 +1,5 @@
-"""Make modules importable by the names that they had in earlier versions of this package. The code of users in logged
-models may import these names."""
+"""Make modules importable by the names that they had in earlier versions of this package. A model that an earlier
+version has logged may contain code of a user that imports these names."""
 
 from __future__ import annotations
 

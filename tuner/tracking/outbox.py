@@ -1,9 +1,10 @@
-"""Stores the notes of a study for MLflow in a file, the outbox. The driver appends notes, and another process sends
-them.
+"""Stores notes for MLflow in a file of the study, the outbox. A note says what to write to one run in MLflow. The
+driver appends notes, and another process sends them.
 
 All data for MLflow go through this file. Notes that have not arrived stay in it, so nothing is lost if a server or a
-process fails. The file is in STUDY/tracking. Each line is a JSON document. The first line identifies the study. Lines
-are only appended, each with a single write. Readers skip a line that is incomplete after a crash.
+process fails. The file is in STUDY/tracking. Each line is a JSON document. The first line identifies the study.
+Processes only append lines, and write each line with a single call. Readers skip a line that is incomplete after a
+crash.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
     Args:
         file: the outbox.
         offset: a position in bytes.
-        limit: the number of bytes to read. Only whole lines are read, and at least one line. If None, all lines are
-            read.
+        limit: the largest number of bytes to read, in whole lines. If the first line is longer, only this line is read.
+            If None, all lines are read.
 
     Returns:
         The notes, and the offset after them.
@@ -119,13 +120,13 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
 
 class Outbox:
-    """Appends notes to a study's outbox. The outbox is created if it does not exist. Values that it already contains
-    are not written again.
+    """Appends notes to a study's outbox. The outbox is created if it does not exist. Parameters and metrics that the
+    outbox already contains are not written again.
 
     Attributes:
-        identity: the identity of the study. Its `id` is the one in the first line of the outbox.
+        identity: the identity of the study, from the first line of the outbox.
         statuses: a dict from the names of runs to their last statuses.
-        pareto: the names of the runs that are on the front according to the outbox.
+        pareto: the names of the runs whose last tag `pareto` in the outbox is "true".
     """
 
     def __init__(self, study_folder: Path, identity: StudyIdentity) -> None:
@@ -164,19 +165,19 @@ class Outbox:
         files: Iterable[Path] = (),
         **more: Any,
     ) -> None:
-        """Append a note about a run. Values that the outbox already contains are left out.
+        """Append a note about a run. Parameters and metrics that the outbox already contains are left out.
 
         Args:
             run: the name of a trial, or PARENT for the study's parent run.
-            params: the run's parameters. MLflow never changes a parameter. If a parameter such as `lr` gets a new
-                value, this value becomes the tag `resumed.lr`.
+            params: the run's parameters. In MLflow, a parameter cannot get a new value. If a parameter such as `lr` has
+                a new value, this value is written as the tag `resumed.lr`.
             tags: the run's tags.
             metrics: a dict from the names of metrics to their values. NaN is kept. Infinite values become NaN, which
                 MLflow can show. Values that float() does not accept are left out. A metric is also left out if the
                 outbox already has it at a later step, for example if a resumed trial trains an epoch again.
             step: the step of the metrics.
-            status: a status of MLflow, or "".
-            files: artifacts, in the study's folder or elsewhere.
+            status: the new status of the run in MLflow, or "" if the status does not change.
+            files: the paths of artifacts. They are files or folders, in the study's folder or elsewhere.
             more: values for attributes of Note that have no argument here, such as `model`.
         """
         note = Note(run, step=step, status=status, **more)
@@ -215,13 +216,13 @@ class Outbox:
 
 
 def end_abandoned(study_folder: Path, session: str = "") -> None:
-    """Append notes that end runs as KILLED, if the driver that should have ended them has died.
+    """End the runs that a driver has left unended because it died: append notes that give these runs the status KILLED.
 
     Args:
         study_folder: the study's folder.
-        session: the `session` in the Outbox of the driver that has died. If another driver has continued the study
-            since then, no note is written. With "", all runs that have not ended are ended. Use "" only if no driver of
-            the study is running.
+        session: the attribute `session` of the Outbox of the driver that has died. If another driver has continued the
+            study since then, no note is written. If this argument is "", all runs of the study that have not ended get
+            the status. Use "" only if no driver of the study is running.
     """
     file = outbox_file(study_folder)
     with _appending(file) as write:

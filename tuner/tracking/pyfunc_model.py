@@ -1,8 +1,9 @@
 """Load a network as an MLflow model, from tensors and JSON. No pickle is involved.
 
 The folder of a model contains model.safetensors, model.json and served.json, which names the experiment. The code of a
-user's own experiment is in code/. The model of a group of two networks has their files in small/ and large/. MLflow
-calls `_load_pyfunc` with this folder, in a process that has this package but no files of the study.
+user's own experiment is in code/. The model of a group of two networks has the files of the networks in small/ and
+large/. MLflow calls `_load_pyfunc` with the path of a model's folder, in a process that has this package but no files
+of the study.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Served:
         classes). Outputs in bfloat16 become float32.
 
         Args:
-            inputs: an array of shape (n, ...) with examples as in the data set. This method prepares them for the
-                network. Nested inputs are given as a dict from names to such arrays. The names are those that
+            inputs: an array of shape (n, ...) with examples as in the data set. This method also calls the experiment's
+                `prepare`. Nested inputs are given as a dict from names to such arrays. The names are those that
                 `tune_sparsity.experiments.examples.named` gives to the tensors.
             params: MLflow's parameters, which have no effect.
         """
@@ -86,7 +87,7 @@ def load(experiment: Experiment, folder: Path) -> Served:
 
     Args:
         experiment: the experiment of the networks.
-        folder: the folder, made by `assemble`.
+        folder: the model's folder, which `assemble` has written.
     """
     served = json.loads((folder / SERVED_JSON).read_text())
     theta = served.get("theta")
@@ -113,9 +114,9 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
         network: a path or a `Gated`. The path is the folder with the network's model.safetensors and model.json. A
             `Gated` is a group of two networks.
         experiment: the experiment of the network.
-        name: the name of the experiment, as a value of --experiment. The experiment must be defined
-            in a file or be built in: the model stores its source code.
-        inputs: the inputs of one example as in the data set, before `prepare`.
+        name: the name of the experiment, as a value of --experiment. A user's own experiment must be defined in a file,
+            because the model stores its source code.
+        inputs: the inputs of one example as in the data set, before the experiment's `prepare` is called.
     """
     if isinstance(network, Gated):
         networks = {folder / SMALL: network.small, folder / LARGE: network.large}

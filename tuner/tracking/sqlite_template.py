@@ -22,7 +22,7 @@ def make_store(file: Path, artifacts: str) -> None:
 
     Args:
         file: the SQLite file.
-        artifacts: the URI for artifacts of MLflow's default experiment.
+        artifacts: the URI of the folder for the artifacts of MLflow's default experiment.
 
     Raises:
         OSError, MlflowException: if the store cannot be created.

@@ -1,8 +1,8 @@
 """Test in a separate process whether MLflow works with an SQLite file.
 
-If MLflow is installed together with packages whose versions it does not support, it may fail, but only when it creates
-a store. This test therefore creates a store. It runs in a separate process, which keeps MLflow, its settings and its
-output out of the calling command.
+If MLflow is installed together with packages whose versions it does not support, an import of MLflow may succeed, but
+the creation of a store may fail. This test therefore creates a store. It runs in a separate process, so that the
+command itself does not import MLflow, and MLflow cannot change its settings or write into its output.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Recording never delays the search. `Tracker` writes notes to a file, the study's outbox, in microseconds. A separate
 process sends the notes in batches (tuner.tracking.writer), and tries again if the store cannot be reached. Notes that
-have not arrived at the end stay in the outbox, and `Tracker.problems` reports them. Errors of the store never raise an
-exception in the search.
+have not arrived at the end of the study stay in the outbox, and `Tracker.problems` reports them. Errors of the store
+never raise an exception in the search.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def begin_writer(uri: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the process of `begin_writer` before the study, because its import of MLflow takes seconds. Run the study
-    within the `with` block, and give the process to the study's Tracker. At the end of the block, the process is killed
-    if it still runs."""
+    """Start the process of `begin_writer`, and yield it. Call this function before the study, because the process needs
+    seconds to import MLflow. Run the study within the `with` block, and give the process to the study's Tracker. At the
+    end of the block, the process is killed if it still runs."""
     writer = begin_writer(uri)
     try:
         yield writer
@@ -92,11 +92,11 @@ class Tracker:
 
     Args:
         uri: the tracking URI, from `resolve_tracking_uri`.
-        identity: the identity of the study. A study that is resumed in the same folder continues its runs.
-        folder: the study's folder, which contains the outbox and the files for artifacts.
+        identity: the identity of the study. If a study is resumed in the same folder, it continues its runs in MLflow.
+        folder: the study's folder, which contains the outbox and files that become artifacts.
         system_metrics: whether to record the load of this machine in the parent run.
         writer: the process of `begin_writer`, if it is already running.
-        size: how many prunable and other parameters the network has. If given, the metric "sparsity_matrices" is
+        size: the counts of the network's prunable and other parameters. If given, the metric "sparsity_matrices" is
             recorded for each trial: the fraction of zeros among all weight matrices.
 
     Attributes:
@@ -131,14 +131,14 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str | None:
-        """Return the id of the experiment in MLflow. The id is None until the store has been opened. `flush` waits
-        until then."""
+        """Return the id of the experiment in MLflow. The id is None until the store has been opened. Call `flush` to
+        wait for this."""
         return self._status.get("experiment_id")
 
     @property
     def run_id(self) -> str | None:
-        """Return the id of the parent run in MLflow. The id is None until the run has been found or created. `flush`
-        waits until then."""
+        """Return the id of the parent run in MLflow. The id is None until the run has been found or created. Call
+        `flush` to wait for this."""
         return self._status.get("run_id")
 
     @property
@@ -165,7 +165,7 @@ class Tracker:
         Args:
             params: the parameters of the parent run.
             tags: the tags of the parent run.
-            more: only the keyword `dataset`, with the result of `tuner.tracking.dataset.dataset_note`.
+            more: the keyword argument `dataset`, which is the result of `tuner.tracking.dataset.dataset_note`.
         """
         self._note(PARENT, params=params, tags=tags, status=RUNNING, **more)
 
@@ -176,15 +176,15 @@ class Tracker:
 
     @_timed
     def recall(self, record: TrialRecord) -> None:
-        """Record the end of a trial that ended in an earlier process of the study, unless its end is already recorded.
-        The earlier process may have been killed before it recorded the end."""
+        """Record the end of a trial, if it is not recorded yet. Call this method for trials that ended before the study
+        was resumed: the earlier process may have been killed before it recorded the end."""
         if self._outbox.statuses.get(record.name) != STATUS[record.state]:
             self._end(record)
 
     @_timed
     def log_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of an epoch. Epochs must come in ascending order. An epoch that is already recorded is
-        left out.
+        """Record the metrics of an epoch. Epochs must come in ascending order. An epoch that is already recorded is not
+        recorded again.
 
         Args:
             number: the number of the trial.
@@ -201,7 +201,8 @@ class Tracker:
 
     @_timed
     def log_artifacts(self, files: Iterable[Path]) -> None:
-        """Add files and folders as artifacts of the parent run. A folder keeps its name.
+        """Add files and folders as artifacts of the parent run. A folder becomes a folder of artifacts with the same
+        name.
 
         A file is read when it is sent, so its newest content is recorded. The same file may be added again after a
         change.
@@ -218,8 +219,8 @@ class Tracker:
 
         Args:
             folders: the folders of the networks.
-            model: the best network as a model, from `tuner.tracking.model.model_note`; None if there is none.
-            group: a group of two networks as a model, from the same function; None if there is none.
+            model: the description of the best network, from `tuner.tracking.model.model_note`; None if there is none.
+            group: the description of a group of two networks, from `model_note`; None if there is none.
         """
         self._note(PARENT, files=folders, model=dict(model or {}), group=dict(group or {}))
         self._ask(writer_process.FLUSH)
@@ -233,8 +234,8 @@ class Tracker:
         pareto: Collection[int],
         artifacts: Iterable[Path] = (),
     ) -> None:
-        """End the parent run, and mark the trials on the front. Runs of trials that have not ended get the status
-        KILLED.
+        """End the parent run, and set the tag `pareto` of the trials on the front to "true". Runs of trials that have
+        not ended get the status KILLED.
 
         Args:
             status: FINISHED, FAILED or KILLED.
@@ -273,11 +274,12 @@ class Tracker:
         """Wait until all notes have arrived, or until several attempts to reach the store have failed. After this,
         `problems` lists what is missing.
 
-        If `finish_study` was not called, the parent run ends with the status KILLED. Further calls have no effect.
+        If `finish_study` was not called, the parent run ends with the status KILLED. Further calls of `close` have no
+        effect.
 
         Args:
-            timeout: the longest time to wait, in seconds; None for no such limit. In both cases, the wait also ends if
-                the sending process is silent for 90 seconds (SILENCE).
+            timeout: the longest time to wait, in seconds. If None, there is no such limit. With and without a limit,
+                the wait ends if the sending process writes nothing for 90 seconds (the constant SILENCE).
         """
         if self._closed:
             return

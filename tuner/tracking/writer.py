@@ -1,4 +1,5 @@
-"""Send the notes in a study's outbox to MLflow, in a separate process while the study's driver runs.
+"""Send the notes in a study's outbox (see tuner.tracking.outbox) to MLflow, in a separate process while the study's
+driver runs.
 
 The import of MLflow takes seconds. A separate process keeps MLflow out of the driver, and has a lower priority than the
 driver. If the driver is killed, this process marks the study's runs in MLflow as KILLED, and then ends.
@@ -37,7 +38,8 @@ SHARE = 1  # the pause after a part, as a multiple of the processor time for sen
 
 
 def main(kind: str) -> None:
-    """Run this process. It may be started before it is known whether there will be a study.
+    """Import MLflow, wait for the first line on standard input, and run `serve`. If standard input ends without a line,
+    end the process, because no study has begun.
 
     Args:
         kind: the kind of the store, SERVER or DATABASE.
@@ -78,7 +80,7 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
     Args:
         asked: the first line of standard input, which names the outbox and the store.
         stdin: further lines from the driver.
-        stdout: the stream for the lines about the progress (see the module).
+        stdout: the stream for the lines about the progress (see the docstring of this module).
     """
     folder, uri = Path(asked["folder"]), asked["uri"]
     commands: queue.Queue[str] = queue.Queue()

@@ -37,8 +37,8 @@ class Damaged(Exception):
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], str]:
-    """Convert a state into two parts: a dict from names to tensors, which are copied to the CPU, and a JSON text that
-    contains these names instead of the tensors.
+    """Convert a trial's state into two parts. The first part is a dict from names to copies of the tensors on the CPU.
+    The second part is the state as a JSON text, with these names in place of the tensors.
 
     Args:
         state: a nested structure of dicts, lists, tuples, tensors, numbers, strings and None.
@@ -79,7 +79,8 @@ def _decoded(value: Any, tensors: Any) -> Any:
 
 
 def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
-    """Write a checkpoint of a trial, and remove all older checkpoints of this trial except one. Return the file's name.
+    """Write a checkpoint of a trial. Keep the newest of the older checkpoints of this trial, and remove the others.
+    Return the file's name.
 
     Args:
         place: the folder of checkpoints.
@@ -154,13 +155,13 @@ def _of(place: Place, number: int) -> list[tuple[int, str]]:
 
 
 class Writer:
-    """Writes the checkpoints of a worker's trials in a thread, one at a time. There are at least 5 seconds (EVERY)
-    between two checkpoints of a trial. If a checkpoint takes long to write, this pause is longer, so that checkpoints
-    take at most 1 % (SHARE) of the time.
+    """Writes the checkpoints of a worker's trials in a thread, one at a time. There are at least 5 seconds (the
+    constant EVERY) between two checkpoints of a trial. If a checkpoint takes long to write, this pause is longer, so
+    that checkpoints take at most 1 % of the time (the constant SHARE).
 
     Args:
-        place: the folder of checkpoints, which must exist. If it is in an object store that does not answer, the
-            checkpoint is skipped.
+        place: the place for checkpoints: a folder that exists, or a prefix in an object store. If an object store does
+            not answer, the checkpoint is skipped.
     """
 
     def __init__(self, place: Place) -> None:
@@ -173,8 +174,8 @@ class Writer:
         self._next = time.monotonic() + self._every
 
     def begin(self) -> None:
-        """Prepare for the next trial: wait until the previous trial's newest checkpoint is written, and forget its
-        errors."""
+        """Prepare for the next trial: wait until the previous trial's newest checkpoint is written, and forget the
+        errors of the previous trial."""
         self._join()
         self._error, self._next = None, time.monotonic() + self._every
 
@@ -191,7 +192,7 @@ class Writer:
         return time.monotonic() >= self._next and (self._written is None or self._written.done())
 
     def write(self, number: int, epoch: int, state: Any) -> None:
-        """Copy the state, and write it as a checkpoint in the thread while training continues.
+        """Copy the state, and write it as a checkpoint in the thread of this Writer while training continues.
 
         If the state contains a type that `pack` does not know, the trial gets no checkpoints.
 

@@ -57,11 +57,11 @@ class RankPlan:
 
 
 class Rank:
-    """One rank of a trial, as an actor of Ray. The ranks are the processes that train the trial together. This class is
-    for all ranks except the first rank, which is no actor of this class.
+    """One rank of a trial, as an actor of Ray. The ranks are the processes that train the trial together. Each rank
+    except the first one is an actor of this class.
 
     Args:
-        builder: a function with the arguments `setup` and `arrays`. It returns a `Build`: a function that makes the
+        builder: a function with the arguments `setup` and `arrays`. It returns a `Build`: a function that returns the
             training of one trial.
         setup: the study's TrialSetup.
         arrays: the training and validation data, from `tuner.cluster.node_data.for_workers`.
@@ -75,8 +75,8 @@ class Rank:
         self._training: Training | OwnTraining | None = None
 
     def do(self, what: str, *args: Any) -> None:
-        """Run this rank's part of a step that all ranks do together. If the step fails, leave the process group first,
-        because the other ranks would wait for this process. Then raise the error.
+        """Run this rank's part of a step that all ranks do together. If the step fails, leave the process group, so
+        that the other ranks do not wait for this process. Then raise the error.
 
         Args:
             what: the step: "join", "begin", "load", "train" or "leave".
@@ -171,8 +171,8 @@ class Others:
             args: the arguments of this step.
 
         Raises:
-            Disconnected: if another rank has ended, or does not answer. This may be a WorkerLost, which is a subclass.
-                The trial can then be tried again in new processes.
+            Disconnected: if another rank has ended, or does not answer. The error may be a WorkerLost, which is a
+                subclass of Disconnected. The trial can then be tried again in new processes.
             Exception: the error of a rank. If several ranks fail, this is the error that made the others fail.
         """
         asked = [actor.do.remote(what, *args) for actor in self._actors]

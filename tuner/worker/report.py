@@ -11,13 +11,13 @@ from tune_sparsity.tuner.study.trial import Epoch
 
 @dataclass(frozen=True)
 class Report:
-    """One report of a trial. In the last report, `finished` is True, or `failure` or `disk` is not "". A trial that is
-    stopped early sends no such report.
+    """One report of a trial. The last report of a trial says how the trial ended, with one of the attributes
+    `finished`, `failure` and `disk`. If a trial is stopped early, no report says so.
 
     Attributes:
         epochs: the epochs that the trial has trained since its last report.
-        again: whether `epochs` are the past epochs of a trial that has continued from a checkpoint. The driver may
-            already have these epochs from earlier reports.
+        again: True if the trial has continued from a checkpoint, and `epochs` are all epochs before this checkpoint.
+            The driver may already have these epochs from earlier reports.
         final_sparsity: the sparsity at which the trial ends, in [0, 1). It is 0 in a report of a failure.
         finished: whether the trial has trained all its epochs.
         failure: the reason why the trial failed, in one line, or "".
@@ -47,15 +47,15 @@ class Report:
 
     @classmethod
     def from_dict(cls, result: Mapping[str, Any]) -> Report:
-        """Return the report in a dict from Ray. Ray's own keys are ignored. `weights` is left out: use
-        `take_weights`."""
+        """Convert a dict from Ray into a report. Ray's own keys are ignored. The attribute `weights` is always None:
+        use `take_weights` for the network."""
         names = ("again", "final_sparsity", "finished", "failure", "disk")
         epochs = tuple(Epoch(number, metrics) for number, metrics in result.get("epochs", ()))
         return cls(epochs, **{name: result[name] for name in names if name in result})
 
 
 def take_weights(result: Mapping[str, Any]) -> bytes | None:
-    """Return the network in a dict from Ray, or None. The network is removed from the dict, because Ray keeps each
-    trial's last dict in memory."""
+    """Remove the network from a dict that Ray has received, and return it. Return None if the dict has no network. The
+    network is removed because Ray keeps each trial's last dict in memory."""
     weights = result.get("weights")
     return weights.pop() if weights else None

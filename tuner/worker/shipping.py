@@ -1,10 +1,11 @@
 """Sends a user's experiment to Ray's workers, which may run on machines without the user's files.
 
 An experiment that is neither built in nor installed is sent in two forms: as its source files, and as a pickle that
-contains the code, if Python can pickle it. If the same source files are on the worker's machine, the worker loads the
-pickle. It does not run the source files, so the data that they read at their top level are not read again. On another
-machine, the source files are unpacked once, and the experiment is imported from them. The variable `__file__` of these
-modules is then the path of the unpacked file. If this import fails, the worker loads the pickle.
+contains the code of the file of --experiment. If Python cannot pickle the experiment, there is no pickle. If the same
+source files are on the worker's machine, the worker loads the pickle. It does not run the file of --experiment, so data
+that this file reads at its top level are not read again. On another machine, the source files are unpacked once, and
+the experiment is imported from them. The variable `__file__` of these modules is then the path of the unpacked file. If
+this import fails, the worker loads the pickle.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] 
     Args:
         code: the files of the experiment's code, from `code_of`; None if there are no files to send.
         value: the experiment's pickle; None if Python cannot pickle it.
-        found_out: a dict from names to values, for those attributes of the experiment that are computed at run time and
-            are not in the code.
+        found_out: the attributes of the experiment whose values may differ from those in the user's code, as a dict
+            from their names to their values.
 
     Raises:
         ValueError: if the code cannot be imported here. The message is one line.

@@ -31,11 +31,11 @@ class ByteLimit:
 
     Attributes:
         most: the limit in bytes.
-        layouts: a dict from the number of bits of a weight to the layout of the network's packed file. A layout
-            describes which bytes the file contains (see `Layout`).
-        bits: the smallest number of bits of a weight in the study. Binary networks do not count.
-        neurons: groups of neurons, if trials may begin without some neurons of the experiment's network. The neurons of
-            a group can only be left out together. None if all trials begin with all neurons.
+        layouts: a dict from a number of bits to the layout of the packed file of a network whose weights have this
+            number of bits. A layout describes which bytes the file contains (see `Layout`).
+        bits: the smallest number of bits of a weight among the networks of the study that are not binary.
+        neurons: the groups of neurons of the experiment's network, if trials may begin with fewer neurons. A trial
+            leaves out all neurons of a group or none of them. None if all trials begin with all neurons.
     """
 
     most: int
@@ -48,7 +48,8 @@ class ByteLimit:
 
         Args:
             bits: the number of bits of a weight.
-            width: the width w in (0, 1]: a layer of n neurons keeps n^w neurons, so with 1 it keeps all.
+            width: the width w in (0, 1]: a layer keeps about n^w of its n neurons. With w = 1, a layer keeps all
+                neurons.
         """
         layout = self.layouts[bits]
         if self.neurons is None or width == 1.0:
@@ -63,9 +64,9 @@ class ByteLimit:
         return max(len(self.layouts[bits].prunable), self.part(bits, width).nonzero_within(self.most))
 
     def neuron_bytes(self, width: float = 1.0) -> int:
-        """Return how many bytes the biases and the scales of all neurons take in a packed file. It is the file of a
-        network of the width `width` (see `part`) whose weights have the number of bits in the attribute `bits`. With
-        few bits, each neuron has a scale, by which its weights are multiplied."""
+        """Return how many bytes the biases and the scales of all neurons take in the packed file of a network. The
+        network has the width `width` (see `part`), and its weights have the number of bits in the attribute `bits`. If
+        this is less than 32, each neuron has a scale, by which its weights are multiplied."""
         part = self.part(self.bits, width)
         return int(part.neuron_bytes(part.weights))
 
@@ -81,8 +82,8 @@ class ByteLimit:
         return {**params, FINAL_SPARSITY: max(asked, needed)}
 
     def hold(self, method: str, training: Training | OwnTraining) -> None:
-        """Make a training prune more weights, if necessary, until its packed file has at most `most` bytes. For a
-        method that never prunes, this has no effect."""
+        """Make a training prune more weights, if necessary, so that the packed file of its network has at most `most`
+        bytes. This has no effect on a method that never prunes."""
         if _prunes(method):
             training.sparse.excess = Budget(_layout(training), self.most).excess
 
@@ -106,8 +107,8 @@ def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -
 
 
 def binary_size(model: nn.Module) -> int:
-    """Return the size of a network's packed file in bytes, if all its prunable weights have one bit. The network itself
-    is made binary.
+    """Return the size of a network's packed file in bytes, if all its prunable weights have one bit. This function
+    changes `model` itself into a binary network.
 
     Raises:
         ValueError: if the network cannot be binary, or if the packed format cannot hold it.
@@ -119,7 +120,7 @@ def binary_size(model: nn.Module) -> int:
 
 
 def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precision:
-    """Return how many bits the tensors of a network need at the end of training (see `Precision`).
+    """Return the `Precision` of a trained network. It says how many bits the tensors take in the packed file.
 
     Args:
         model: the network.
@@ -145,12 +146,12 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
     """Return a dict from the names of costs of a network to their values. Costs that are not known are left out.
 
     "size_bytes" is the size of the packed file. "macs" is the number of multiply-adds with nonzero weights for one
-    example. For a binary network, "bit_ops" tells how many of these multiply-adds have a weight and an input that are
-    both -1 or +1.
+    example. For a binary network, "bit_ops" is the number of those multiply-adds whose weight and input can each be
+    only -1 or +1.
 
     Args:
         training: the training that has the network and its masks.
-        uses: how often the network uses the weights of each layer for one example; None if unknown.
+        uses: how many multiplications use each weight for one example (see `Uses`); None if unknown.
     """
     masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
     found = {}
@@ -168,8 +169,8 @@ def spiking_cost(training: Training | OwnTraining, macs: float | None) -> dict[s
     """Return a dict from the names of costs of a spiking network to their values: "syn_ops", the synaptic operations
     for one example, and the spike rate of each spiking layer.
 
-    The costs are measured on the validation data. Return an empty dict for a network without spiking layers, and for a
-    user's own training loop.
+    The costs are measured on the validation data. Return an empty dict if the network has no spiking layers, or if the
+    experiment is a user's own training loop.
 
     Args:
         training: the training that has the network.

@@ -1,5 +1,5 @@
-"""Runs trials in a worker process of Ray, one after another, in one thread. A report to the driver may have several
-epochs."""
+"""Runs trials in a worker process of Ray, one after another, in one thread. A report to the driver may contain the
+metrics of several epochs."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def shared_arrays(data: Data) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LoadedThere:
-    """Makes each worker load the data itself. If the data are not in memory, the workers get this object, and not the
-    result of `shared_arrays`.
+    """Makes each worker load the data itself. The workers get this object instead of the result of `shared_arrays` if
+    the driver does not hold the data in memory.
 
     Attributes:
         folder: the value of --data-dir, which is the same on every machine.
@@ -115,7 +115,7 @@ def trial_seed(study_seed: int, number: int) -> int:
 
 
 class TrialTrainable(tune.Trainable):
-    """Runs trials for Ray Tune. `config` has the trial's "number", "method" and "params".
+    """Runs trials for Ray Tune. The config of a trial contains its "number", "method" and "params".
 
     A trial continues from its newest valid checkpoint, if there is one. If a trial fails, its last report contains the
     error. Most errors are not passed to Ray as exceptions, because Ray would then end this process, and the next trial
@@ -271,8 +271,8 @@ class TrialTrainable(tune.Trainable):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that there was not enough memory. Such a trial is tried once more, because another
-    trial may have used the memory."""
+    """Return whether an error means that there was not enough memory. If so, the trial is tried once more, because
+    another trial may have used the memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -375,11 +375,11 @@ def save_weights(training: Training | OwnTraining, path: Path) -> None:
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
     """Return the network as bytes in the safetensors format. For a weight "w", "w.mask" is its mask. "w.spread" is the
-    standard deviation of the weight's values over training steps. It exists only if weights are averaged over these
-    steps and the standard deviation is measured.
+    standard deviation of the weight's values over training steps. "w.spread" exists only if the weights are averaged
+    over training steps, and if this standard deviation is measured.
 
-    The metadata contain the orientation (see Orientation) of each weight whose first dimension does not count the
-    neurons. They also contain the precision of weights with few bits."""
+    The metadata contain the orientation of each weight that does not have the standard orientation (see Orientation).
+    The metadata also contain the precision of weights with few bits."""
     state = plain_state(training.model)
     tensors: dict[str, Tensor] = {
         # Copies, because a network may share tensors, and safetensors refuses shared tensors.
