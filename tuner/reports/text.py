@@ -82,7 +82,7 @@ def spikes_text(rates: Mapping[str, float]) -> str:
 
 
 def few_prunable(size: NetworkSize) -> str:
-    """Return a warning if less than half of the weights in matrices can be pruned, otherwise ""."""
+    """Return a warning if less than half of the weights in a network's matrices can be pruned, or "" otherwise."""
     if 2 * size.prunable >= size.matrices:
         return ""
     share = size.prunable / size.matrices
@@ -90,12 +90,12 @@ def few_prunable(size: NetworkSize) -> str:
 
 
 def costly_neurons(taken: int, most: int, *, searched: bool) -> str:
-    """Return a warning that the scales and biases of a network take a large share of the allowed bytes.
+    """Return a warning for a network whose scales and biases take a large share of the allowed bytes.
 
     Args:
         taken: the bytes of the scales and biases of all neurons.
-        most: the limit of the bytes (option --max-bytes).
-        searched: whether the number of neurons is a parameter of the search.
+        most: the largest allowed size of the network's packed file in bytes (option --max-bytes).
+        searched: whether trials may begin with fewer neurons (parameter `width`).
     """
     start = f"The scales and biases of this network's neurons alone take {taken:,} bytes, and --max-bytes is {most:,}"
     if searched:
@@ -123,10 +123,13 @@ def short_number(value: Any) -> str:
 
 
 def command(name: str) -> str:
-    """Return the text with which users can call a command of this Python installation.
+    """Return the text that users can type in a shell to call a command of this Python installation.
 
-    This is the command's name if the shell finds the command. Otherwise, for example in a virtual environment that is
-    not activated, this is the command's path.
+    This is the command's name if the shell finds a command with this name. Otherwise, for example in a virtual
+    environment that is not activated, this is the path of the command. If there is no such file, it is the name.
+
+    Args:
+        name: the command's name.
     """
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
@@ -160,12 +163,14 @@ def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) 
 
 
 def corner_text(goal: Goal, sparsity: str) -> str:
-    """Return a text about the area that the hypervolume measures, such as "above (sparsity 0.5, accuracy 0)". It says
-    whether the area lies above or below its corner, and where this corner is.
+    """Return a text about the area that the hypervolume measures, such as "above (sparsity 0.5, accuracy 0)".
+
+    The numbers are the hypervolume's reference point. "above" means that the area lies above this point in a plot with
+    the metric on the vertical axis. For a metric that is minimised, the text says "below".
 
     Args:
         goal: the study's target sparsities and limits, as a `Goal`.
-        sparsity: the sparsity of the corner (the hypervolume's reference point), as text.
+        sparsity: the sparsity of the reference point, as text.
     """
     side = "above" if goal.objective.maximize else "below"
     return f"{side} (sparsity {sparsity}, {goal.objective.name} {goal.baseline:.4g})"

@@ -1,9 +1,9 @@
 """Choose groups of two networks of a study. In a group, the large network answers the examples on which the small
 network is unsure. The literature calls such a group a cascade.
 
-Nothing is trained. Pairs of networks and thresholds are chosen on the validation data. The chosen groups are evaluated
-once on the test data. For most examples, a group computes less than its large network. A group always needs the bytes
-of both networks.
+Nothing is trained. The two networks of a group, and the threshold that decides which of them answers, are chosen on the
+validation data. The chosen groups are evaluated once on the test data. A group computes less than its large network for
+the examples that the small network answers, and more for the others. It always needs the bytes of both networks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tune_sparsity.tuner.results.networks import network_in
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 QUANTILES = 20
-"""The number of thresholds to try. They are quantiles of the margins on the validation data."""
+"""The number of quantiles of the margins on the validation data that are tried as thresholds."""
 MOST_NETWORKS = 200
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Shares of the best network's multiply-adds. For each share, the most accurate group that needs at most this share is
@@ -37,10 +37,10 @@ _NEVER, _ALWAYS = 0.0, 2.0  # no margin is below the first threshold, and all ma
 
 @dataclass(frozen=True)
 class Answers:
-    """Holds the predictions of a network for n examples, which are a split of the data.
+    """Holds the predictions of a network for the n examples of one split, for example of the validation data.
 
     Attributes:
-        scores: the metric's score of each example, shape (n,), float64.
+        scores: the score of each example, shape (n,), float64. The metric is the mean of the scores.
         margins: the margin of each example, shape (n,), float32: how sure the network is (see
             `experiments.cascade.margins`).
         leading: the two most probable classes of each example, shape (n, 2), int64.
@@ -101,11 +101,11 @@ def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 
 def gates(sure: Tensor) -> list[float]:
-    """Return the thresholds to try, in ascending order: 0 (the large network never answers), about QUANTILES quantiles
-    of the margins, and 2 (it always answers).
+    """Return the thresholds to try, in ascending order: 0 (the large network never answers), at most QUANTILES
+    quantiles of the margins, and 2 (the large network always answers).
 
-    A quantile is moved to the middle between two margins. An exported group may run in another program, which rounds
-    outputs a little differently. The group's decisions are then still the same.
+    Each quantile lies in the middle between two neighbouring margins. An exported group may run in another program,
+    which rounds outputs a little differently. It then usually still chooses the same network for each example.
 
     Args:
         sure: the margins of the small network, shape (n,).
@@ -163,8 +163,8 @@ def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> l
 def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
     """Return at most five groups to report, in order of increasing multiply-adds.
 
-    These are the cheapest group that is as good as the best network, and for each number in SHARES the best group with
-    at most this share of the best network's multiply-adds.
+    One is the cheapest group that is at least as good as the best network. The others are, for each share in SHARES,
+    the best group that needs at most this share of the best network's multiply-adds.
 
     Args:
         front: the result of `on_front`.
@@ -217,10 +217,11 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
         classes: the names of the classes. If it is empty, the classes are named by their numbers.
 
     Returns:
-        A dict for each of the PAIRS_SHOWN most frequent pairs, the most frequent first. "classes" names the two
-        classes, and "examples" is the number of examples of this pair that are passed on. "small" and "large" say how
-        many of these examples each network classifies correctly. "shown" is a list of up to EXAMPLES_SHOWN indices in
-        the split. They belong to the examples of this pair that have the smallest margins.
+        A list of dicts, one for each pair of classes, the most frequent pair first. If there are more than PAIRS_SHOWN
+        pairs, the others are left out. "classes" names the two classes, and "examples" is the number of examples of
+        this pair that are passed on. "small" and "large" say how many of these examples each network classifies
+        correctly. "shown" is a list of up to EXAMPLES_SHOWN indices in the split. They belong to the examples of this
+        pair that have the smallest margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)
@@ -299,13 +300,15 @@ def group_document(
     Args:
         experiment: the experiment of the study.
         data: the data of the study.
-        networks: the networks that are still on the disk, as a dict from the number of each trial to (trial, file of
-            the network). At most MOST_NETWORKS networks are used.
+        networks: the networks whose files exist, as a dict from the number of each trial to (trial, file of the
+            network). If there are more than MOST_NETWORKS, only the best network and the first ones of the dict are
+            used.
         best: the number of the best network's trial.
         device: the device that computes.
 
     Raises:
-        ValueError: if all networks have equal numbers of multiply-adds, or if these numbers are not known.
+        ValueError: if no two networks have known, different numbers of multiply-adds, or if this number is not known
+            for the best network.
     """
     kept = [best, *(number for number in networks if number != best)][:MOST_NETWORKS]
     records, files = ({number: networks[number][0] for number in kept}, {n: networks[n][1] for n in kept})
@@ -339,8 +342,9 @@ def described(
 
     Args:
         group: the group.
-        records: a dict from numbers to trials, with the trials of the group's networks and of the best network.
-        read: a dict from the numbers of these trials to the predictions of their networks for the test data.
+        records: a dict from numbers to trials. It contains the trials of the group's two networks and of the best
+            network.
+        read: a dict from the same numbers to the predictions of these trials' networks for the test data.
         best: the number of the best network's trial.
     """
     small, large = records[group.small], records[group.large]
@@ -365,8 +369,8 @@ def described(
 
 
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the recommended group: the cheapest group that is as accurate as the best network, or else the most
-    accurate group. Return None if there is no group.
+    """Return the recommended group: the cheapest group that is as accurate as the best network. If there is no such
+    group, return the most accurate of the reported groups. Return None if no group is reported.
 
     Args:
         document: the entry "group" of result.json.

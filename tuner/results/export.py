@@ -1,4 +1,4 @@
-"""Exports a study's network to a file for other programs, checks the file, and measures how much the zeros save."""
+"""Exports a study's network for other programs, checks the file, and measures the space and time its zeros save."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ SUFFIXES = {
 
 
 class ExportFailed(Exception):
-    """Reports that the file could not be written, or that it computes something else than the network. The message is
-    one line."""
+    """Reports that a network could not be exported, or that an exported file gives other outputs than the network. The
+    message is one line."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Network:
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """Return the state_dict. Weights with 8, 4 or 2 bits are Codes: whole numbers and scales. Weights with one bit
-        are tensors of -1 and +1, int8."""
+        """Return the state_dict. In it, prunable weights that were trained with 8, 4 or 2 bits are `Codes` (whole
+        numbers and scales). Those with one bit are int8 tensors of -1 and +1."""
         from tune_sparsity.sparsity.few_bits import Signs
 
         return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
 
     def without_neurons(self, model: nn.Module) -> nn.Module:
-        """Return a smaller copy of a model, without the neurons that the pattern has removed. See
+        """Return a smaller copy of a model, without the neurons that its training removed. See
         `tuner.results.networks.without_neurons`."""
         from tune_sparsity.tuner.results.networks import without_neurons
 
@@ -83,8 +83,8 @@ class Network:
 
     @property
     def timed_weights(self) -> Weights:
-        """Return an object of `tuner.results.forms.Weights` for measuring forward passes of the network. Its inputs are
-        the first validation examples."""
+        """Return an object of `tuner.results.forms.Weights`, with which forward passes of the network are measured. The
+        inputs are the first 256 validation examples."""
         from tune_sparsity.tuner.results.forms import Weights
 
         experiment = self.experiment
@@ -105,7 +105,7 @@ class Network:
 
     @property
     def codes(self) -> dict[str, Codes]:
-        """Return a dict from names to weights, with all weights of 8, 4 or 2 bits."""
+        """Return the weights with 8, 4 or 2 bits, as a dict from their names to `Codes`."""
         from tune_sparsity.sparsity.few_bits import Codes
 
         return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
@@ -114,7 +114,7 @@ class Network:
 def export_network(
     study: EndedStudy, name: str, kind: str, path: Path, given: tuple[Experiment, Data] | None = None
 ) -> dict[str, Any]:
-    """Write one network of a study, check the file on the validation data, and measure how much the zeros save.
+    """Write a network of a study, check the file on the validation data, and measure the space and time its zeros save.
 
     Args:
         study: the study.
@@ -125,12 +125,12 @@ def export_network(
         given: the experiment and its data, if the caller already has them.
 
     Returns:
-        The results as a dict for JSON: file, metric, bytes in several formats, and milliseconds of forward passes.
+        The results as a dict for JSON: file, metric, sizes in several formats, and milliseconds of forward passes.
 
     Raises:
         UsageError: if the network, the experiment or its data cannot be found, or if the file cannot be written.
-        ExportFailed: if the format cannot hold the network, if the file does not compute the same as the network, or if
-            the network's metric is not the one that its trial reported. The file at `path` is then not changed.
+        ExportFailed: if the format cannot hold the network, if the file gives other outputs than the network, or if the
+            network's metric differs from the value that its trial reported. The file at `path` is then not changed.
     """
     import torch
 
@@ -221,8 +221,8 @@ def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Return a context manager. It yields the path of a temporary file. After the block, this file replaces the file at
-    `path`. After an exception, the temporary file is removed.
+    """Return a context manager that yields the path of a temporary file, which its block must write. At the end of the
+    block, this file replaces the file at `path`. If the block raises an exception, the temporary file is removed.
 
     Raises:
         UsageError: if the file cannot be written.
@@ -275,11 +275,11 @@ def _write(network: Network, kind: str, path: Path) -> None:
 
 
 def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
-    """Return a function that maps inputs, as in the data set, to outputs. It computes them with the network in an
-    exported file. The file is read in the same way as a user would read it.
+    """Return a function (inputs as in the data set) -> outputs, which uses the network in an exported file. The
+    function prepares the inputs. The file is read with the functions that users call to read it.
 
     Args:
-        network: the network.
+        network: the study's network. It is needed to prepare inputs and to build the model, except for "onnx".
         kind: the format of the file, a key of `SUFFIXES`.
         path: the file.
 
@@ -363,8 +363,8 @@ def as_text(document: dict[str, Any], objective: Objective) -> str:
 
 
 def verdict(document: dict[str, Any]) -> str:
-    """Return one or two sentences that say how much the zeros save in size and in time. If they save nothing, the
-    sentences say so."""
+    """Return one or two sentences that say how much space and time the zeros save. If they save nothing, the sentences
+    say so."""
     held = document["sizes"]
     best = min((name for name in held if name != "dense"), key=held.__getitem__)
     words = best.replace("_", " ")

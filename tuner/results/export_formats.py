@@ -1,8 +1,8 @@
 """Writes a trained network in formats for other programs, and reads these files back.
 
-No file contains code: the formats are safetensors, a state_dict that torch loads with weights_only=True, and an ONNX
-graph. Masks are left out, because the weights already contain the zeros. A tensor that would become larger as a sparse
-tensor stays dense.
+No file contains code: the formats are safetensors (with dense or CSR weights), a state_dict that torch loads with
+weights_only=True, and an ONNX graph. Masks are not written, because masked weights are already 0. A weight that would
+be larger in CSR than dense stays dense.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _HEADER = 250  # the approximate number of bytes that the three tensors of a wei
 def save_safetensors(tensors: Coded, path: Path) -> None:
     """Write the state_dict as dense tensors with exact zeros. `load_safetensors` reads the file.
 
-    A weight with few bits becomes two tensors: NAME.codes, int8 in the weight's shape, and NAME.scales, float16 with
-    one number for each row.
+    A weight tensor with 8, 4 or 2 bits becomes two tensors: NAME.codes, int8 in the weight's shape, and NAME.scales,
+    float16 with one scale for each row.
     """
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -54,8 +54,8 @@ def load_safetensors(path: Path | str) -> dict[str, Tensor]:
         path: the file.
 
     Returns:
-        The tensors by their names in the network's state_dict, on the CPU. Weights with few bits are decoded to dense
-        tensors.
+        The tensors by their names in the network's state_dict, on the CPU. Weights with 8, 4 or 2 bits are decoded to
+        float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -96,8 +96,8 @@ def dense_bytes(tensor: Tensor) -> int:
 def save_csr(tensors: Tensors, prunable: set[str], path: Path) -> None:
     """Write the prunable weights as CSR in a safetensors file, which `load_csr` reads.
 
-    A weight becomes NAME.values, NAME.columns and NAME.rows (the row pointers). The shapes are in the metadata under
-    "csr", as JSON. Other tensors, and weights that would be larger in CSR, stay dense.
+    A weight becomes NAME.values, NAME.columns and NAME.rows (the row pointers). The shapes of these weights are in the
+    metadata under "csr", as JSON. Other tensors, and weights that would be larger in CSR, stay dense.
     """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
@@ -126,7 +126,8 @@ def load_csr(path: Path | str) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: if there is no such file.
         safetensors.SafetensorError: if the file is not in the safetensors format.
-        KeyError: if the file contains no weights in CSR format.
+        KeyError: if the file's metadata have no entry "csr", because it was written in another format.
+        TypeError: if the file has no metadata at all.
     """
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
@@ -141,10 +142,11 @@ def load_csr(path: Path | str) -> dict[str, Tensor]:
 
 
 class Whole(nn.Module):
-    """A network together with its preprocessing. Its inputs are examples as in the data set.
+    """A network together with its preprocessing. Its inputs are examples as they are in the data set, not yet prepared.
 
     Args:
-        outputs: a function (network, inputs as in the data set) -> outputs. It prepares the inputs.
+        outputs: a function (network, inputs as in the data set) -> outputs. It prepares the inputs and calls the
+            network.
         network: the experiment's network.
     """
 
@@ -157,7 +159,7 @@ class Whole(nn.Module):
 
 
 def require_onnx() -> None:
-    """Raise UsageError if a package that writes or runs ONNX is not installed."""
+    """Raise UsageError if onnx, onnxruntime or onnxscript is not installed."""
     try:
         import onnx
         import onnxruntime
@@ -186,7 +188,7 @@ def onnx_model(
 ) -> Any:
     """Return the network as an ONNX model for any number of examples. The graph's output is called "outputs".
 
-    Metadata that torch's exporter adds are removed, because they contain paths and source lines of this machine.
+    All metadata that torch's exporter adds are removed, because they contain paths and source lines of this machine.
 
     Args:
         model: the network.
@@ -194,7 +196,8 @@ def onnx_model(
         inputs: at least two examples as in the data set. The graph's input is called "inputs". If an example is a
             nested structure of tensors, the graph has one input for each tensor, named by
             `tune_sparsity.experiments.examples.named`.
-        codes: a dict from names to the weights with few bits. In the graph they are int8, with a scale for each row.
+        codes: the weights with 8, 4 or 2 bits, as a dict from their names to `Codes`. In the graph they are int8, with
+            a scale for each row.
 
     Raises:
         RuntimeError: if torch cannot export the network. The message is that of torch, in one line.
@@ -241,8 +244,8 @@ def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:
 
 
 def clear_notes(part: Any) -> None:
-    """Remove the metadata and the documentation from an ONNX object and from all objects within it. The exporter writes
-    stack traces there."""
+    """Remove the metadata and the documentation from an ONNX object and from all objects within it. They contain stack
+    traces of torch's exporter."""
     for note in ("metadata_props", "doc_string"):
         if note in part.DESCRIPTOR.fields_by_name:
             part.ClearField(note)

@@ -22,8 +22,8 @@ class EndedStudy:
     """Holds an ended study, as it was read from its files.
 
     Attributes:
-        config: the configuration from study.yaml, except the storage and the study's name. These two values tell where
-            this process has found the study, because the study's folder may have been moved or renamed.
+        config: the configuration from study.yaml. Only `storage` and `study` (its name) say where this process has
+            found the study, because the study's folder may have been moved or renamed.
         about: facts from study.yaml: versions of packages, the device and the data.
         result: the content of result.json.
         folder: the study's folder, or a local copy of the folder if the study is in an object store.
@@ -36,8 +36,8 @@ class EndedStudy:
 
     @property
     def results(self) -> Path:
-        """Return the folder for new files about the study. This is the study's own folder, or a local folder with the
-        study's name if the study is in an object store."""
+        """Return the folder for new files about the study. This is the study's own folder. If the study is in an object
+        store, it is a folder with the study's name in the current folder."""
         return self.config.storage.results(self.config.study)
 
     @property
@@ -68,7 +68,7 @@ class EndedStudy:
 
     @property
     def networks(self) -> list[str]:
-        """Return the folders of the study's networks as paths within the study's folder. "best" is first."""
+        """Return the folders of the study's networks, relative to the study's folder. "best" is first."""
         found = (path.parent for pattern in ("best*", "front/*") for path in self.folder.glob(f"{pattern}/model.json"))
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 

@@ -33,10 +33,9 @@ class Weights:
     Attributes:
         make: a function that returns a new copy of the network.
         prunable: the names of the weights to convert, without the prefixes of wrappers such as DataParallel.
-        inputs: inputs of `forward`. If a batch has more examples, the inputs are repeated.
+        inputs: inputs of `forward`. If a batch needs more examples than these, they are repeated.
         forward: a function (network, inputs) -> outputs.
-        smaller: a function that returns a copy of a network without its removed neurons. If None, no neurons are
-            removed.
+        smaller: a function from a network to a copy of it without its removed neurons. None if no neurons are removed.
     """
 
     make: Callable[[], nn.Module]
@@ -58,7 +57,8 @@ class Pass:
         device: "cpu" or "cuda".
         ms: the median in milliseconds; None if the time could not be measured.
         low, high: the quartiles in milliseconds; None if the time could not be measured.
-        note: the reason why the time could not be measured, or a text about layers that stay dense, or "".
+        note: the reason why the time could not be measured. Otherwise, a text about layers that stay dense, or "" if
+            there are no such layers.
     """
 
     form: str
@@ -74,8 +74,8 @@ class Pass:
 
 @dataclass(frozen=True)
 class Latency:
-    """The median time of one forward pass of a batch, in milliseconds, with dense and with sparse matrices. If a time
-    is None, `note` gives the reason."""
+    """The median time of one forward pass of a batch, in milliseconds, with dense and with CSR matrices. If a time is
+    None, `note` gives the reason."""
 
     batch: int
     dense: float | None
@@ -85,11 +85,11 @@ class Latency:
 
 def latencies(weights: Weights, batches: tuple[int, ...] = (1, 256)) -> list[Latency]:
     """Measure forward passes with dense matrices and with CSR matrices, on the CPU, with as many threads as torch uses
-    now.
+    now. Return one `Latency` for each batch size.
 
     Args:
         weights: the network.
-        batches: the numbers of examples in a batch.
+        batches: the batch sizes to measure.
     """
     found = measure(weights, ["csr"], batches, [torch.get_num_threads()])
     pairs = [[one for one in found if one.batch == size] for size in batches]
@@ -99,14 +99,15 @@ def latencies(weights: Weights, batches: tuple[int, ...] = (1, 256)) -> list[Lat
 def passes(weights: Weights, pattern: Pattern, batches: tuple[int, ...] = (1, 256)) -> list[Pass]:
     """Measure a network in all forms that its pattern of zeros allows.
 
-    On the CPU, each form is measured in float32 and bfloat16, with one thread and with all threads. On a GPU, only N:M
-    patterns and removed neurons are measured, in bfloat16, because other zeros make no network faster there.
+    On the CPU, each form is measured in float32 and bfloat16, with one thread and with all threads of torch. On a GPU,
+    only networks with an N:M pattern or with removed neurons are measured, in bfloat16, because zeros in other patterns
+    make no network faster on a GPU.
 
     Args:
         weights: the network.
-        pattern: the pattern of the zeros. A pattern of blocks is measured in BSR format, too. On a GPU, an N:M pattern
-            is measured in torch's semi-structured format.
-        batches: the numbers of examples in a batch.
+        pattern: the pattern of the zeros. If it consists of blocks, BSR is measured in addition to CSR. On a GPU, an
+            N:M pattern is measured in torch's semi-structured format.
+        batches: the batch sizes to measure.
     """
     smaller = ["neurons removed"] if weights.smaller else []
     block = pattern if isinstance(pattern, Block) else None
@@ -135,12 +136,12 @@ def measure(
     device: str = "cpu",
     block: Block | None = None,
 ) -> list[Pass]:
-    """Return the times of the dense network and of its other forms. The measurements alternate, so that all forms are
-    measured under the same load.
+    """Return the times of the dense network, and of the same network in other forms. The measurements of the forms
+    alternate, so that all forms are measured under the same load.
 
     Args:
-        forms: the other forms, as in `Pass.form`.
-        batches: the numbers of examples.
+        forms: the forms to measure besides "dense", as in `Pass.form`.
+        batches: the batch sizes to measure.
         threads: the numbers of threads to measure with.
         dtype: the type of the weights.
         device: "cpu" or "cuda".

@@ -64,16 +64,17 @@ def export_group(study: EndedStudy, name: str, kind: str, path: Path) -> dict[st
         study: the study.
         name: the group's name, such as "group-2", or "group" for the recommended group.
         kind: the format, a key of `SUFFIXES`.
-        path: the ONNX file. For other formats, the folder for the files of both networks and for group.json.
+        path: for the format "onnx", the file to write. For the other formats, the folder into which the files of both
+            networks and group.json are written.
 
     Returns:
-        The result as a dict that JSON can hold: names, sizes, the metric, and the multiply-adds of the group.
+        The results as a dict for JSON, such as names, sizes in bytes, the metric, and the multiply-adds of the group.
 
     Raises:
         UsageError: if there is no such group, if the experiment or its data cannot be found, or if a file cannot be
             written.
-        ExportFailed: if the files do not compute the same as the group, or if the group's metric is not the one that
-            the study reported.
+        ExportFailed: if the files give other outputs than the group, or if the group's metric differs from the value
+            that the study reported.
     """
     from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
 

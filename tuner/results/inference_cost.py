@@ -22,13 +22,13 @@ Key = TypeVar("Key", str, int)
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
     """Return the bytes of a network in several storage formats, as a dict from the formats' names to numbers.
 
-    The formats are "dense"; "bitmask_and_values", a bitmask of each prunable weight and its nonzero values; "csr"; and
-    "zip", the dense numbers compressed with zip's method. In the second and third format, a tensor that would become
-    larger stays dense.
+    The formats are "dense"; "bitmask_and_values", which has a bitmask and the nonzero values of each prunable tensor;
+    "csr"; and "zip", the dense numbers compressed with zip's method. In "bitmask_and_values" and "csr", a tensor that
+    would become larger stays dense.
 
     Args:
         tensors: the network's state_dict.
-        prunable: the names of the prunable weights.
+        prunable: the names of the prunable tensors.
     """
     dense = sum(map(dense_bytes, tensors.values()))
     saved_bits = sum(max(0, dense_bytes(tensors[name]) - _bitmask_bytes(tensors[name])) for name in prunable)
@@ -68,8 +68,8 @@ def timings(
     Args:
         calls: a dict from names to functions without arguments.
         seconds: the time for all measurements together.
-        least, most: the smallest and the largest number of times that each function is called. `least` has priority
-            over `seconds`.
+        least, most: the smallest and the largest number of measured calls of each function. If `least` calls need more
+            time than `seconds`, they are still made.
     """
     for call in calls.values():
         call()
@@ -102,8 +102,9 @@ def timed(
 
     Args:
         networks: a dict from names to networks in evaluation mode.
-        inputs: inputs of `forward`, on the networks' device. If the batch has more examples, the inputs are repeated.
-        batch: the number of examples.
+        inputs: inputs of `forward`, on the networks' device. If the batch needs more examples than these, they are
+            repeated.
+        batch: the number of examples in the batch.
         forward: a function (network, inputs) -> outputs.
         threads: the number of threads that torch uses.
         seconds: the time for all measurements together.

@@ -1,4 +1,4 @@
-"""Measure the best networks of a study on the test data, once, and write them to files without code."""
+"""Measure each of a study's best networks once on the test data, and write them to files that contain no code."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def write_networks(
 
     Args:
         folders: a dict from the name of each network's folder, within the study's folder, to the network's trial.
-        weights: a function from the record of a trial to the file into which the trial wrote its network. This file no
-            longer exists if an ended study is resumed. The network is then read from the folder that the study wrote
-            when it ended before.
+        weights: a function from the record of a trial to the file into which the trial wrote its network. If an ended
+            study is resumed, the files of its earlier trials no longer exist. Their networks are then read from the
+            folders that the study wrote when it ended.
         folder: the study's folder.
         experiment: the study's experiment.
         data: the study's data.
@@ -162,8 +162,8 @@ def write_best(
         device: the device for the measurement.
 
     Raises:
-        RuntimeError: if the file does not agree with the trial's report, for example in its sparsity or its validation
-            metric. The file then does not contain the network that the worker trained.
+        RuntimeError: if the network in the file `weights` does not agree with the trial's report, for example in its
+            sparsity or its validation metric. The file then does not contain the network that the worker trained.
     """
     tensors, masks = split_masks(load_file(weights))
     model = experiment.network_with(tensors)
@@ -177,7 +177,7 @@ def write_best(
 
 
 def mask_names(stored: Mapping[str, Any]) -> list[str]:
-    """Return the names of the weights that have a mask among the stored tensors, in the network's order."""
+    """Return the names of the weights whose masks are also among the stored tensors, in the order of `stored`."""
     return [name for name in stored if f"{name}{_MASK}" in stored]
 
 
@@ -189,7 +189,7 @@ def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
 
 
 def precision_in(network: Path) -> Precision:
-    """Return the precision of the network in a file, for example the number of bits of its weights."""
+    """Return the `Precision` of the network in a file. It says, for example, how many bits the weights have."""
     with safe_open(network, "pt") as file:
         known = (file.metadata() or {}).get(PRECISION)
     if known is None:
@@ -270,11 +270,13 @@ def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) 
 
     Args:
         experiment: the network's experiment.
-        data: the experiment's data. Two examples show which layers read each neuron, if this is not known yet.
+        data: the experiment's data. If it is not known yet which neurons must be removed together, the network is
+            traced with two examples.
         model: the network, from `experiment.network_with`.
 
     Raises:
-        ValueError: if the pattern of the zeros does not remove neurons, or if the network cannot be traced.
+        ValueError: if the experiment's pattern of zeros is not one that removes neurons, or if the network cannot be
+            traced.
     """
     example = experiment.prepare(data.val.first(2).x)
     rules = with_neurons(experiment.layers, model, example, experiment.forward)

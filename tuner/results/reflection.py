@@ -1,9 +1,9 @@
-"""Train the large network of a group again, with more weight on the errors of the small network (after arXiv
-1901.02433).
+"""Train the large network of a group again, with repetitions of the examples that are hard for the small network (after
+arXiv 1901.02433).
 
-The errors are out-of-fold errors: each example is classified by a network that was not trained on it. The published
-procedure uses the errors of a network on its own training data instead. There are few such errors, and that procedure
-is less accurate.
+Whether an example is hard is decided out of fold: by a small network that was not trained on this example. The
+procedure of arXiv 1901.02433 instead uses the errors of a network on its own training data. A network makes few such
+errors, and on digits the whole published procedure is less accurate than a single network (docs/cascade.md).
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class StudyRecipe:
     uses: Uses | None
 
     def train(self, record: TrialRecord, examples: Split | Loaded) -> Training:
-        """Train a trial's network again, on other examples and from the beginning. Return the ended training, which has
-        the network."""
+        """Train a trial's network again from the beginning, on these training examples. Return the ended training,
+        which has the network."""
         options: dict[str, Any] = {"seed": trial_seed(self.seed, record.number), "device": self.device}
         splits = examples, self.data.val
         training = Training(self.experiment, *splits, record.method, record.params, epochs=self.epochs, **options)
@@ -95,13 +95,14 @@ class StudyRecipe:
 
 @dataclass(frozen=True)
 class Reflection:
-    """Holds a large network that was trained again, and the predictions from which its examples were chosen.
+    """Holds the new training of a large network, and how often each training example was repeated in it.
 
     Attributes:
         training: the new training of the large network.
         record: the record of this training.
-        sure: the out-of-fold probability of the true class of each training example, shape (n,).
-        examples: the indices of the examples of an epoch. Examples on which the small network is unsure are repeated.
+        sure: for each training example, the probability that a small network gives to its true class. This network was
+            not trained on the example. Shape (n,).
+        examples: the indices of the examples in each epoch. The index of a hard example occurs several times.
     """
 
     training: Training
@@ -145,7 +146,7 @@ def repeated(sure: Tensor, seed: int) -> Tensor:
 
     Args:
         sure: the probability s of each example, shape (n,).
-        seed: the seed of the random numbers that decide whether the average of an example is rounded up or down.
+        seed: the seed of the random numbers that round the average number of an example's repetitions up or down.
     """
     weights = 1 + (MOST - 1) * (1 - sure)
     drawn = torch.rand(len(sure), generator=Generator().manual_seed(seed), dtype=torch.float64)
@@ -154,14 +155,15 @@ def repeated(sure: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def probabilities(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Tensor:
-    """Return the probability that a network predicts for the true class of each example, shape (n,), float64."""
+    """Return the probability that a network predicts for the true class of each example of a split, shape (n,),
+    float64."""
     pairs = outputs_of(experiment, model, split)
     return torch.cat([out.double().softmax(1).gather(1, y[:, None])[:, 0].cpu() for out, y in pairs])
 
 
 def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Reflection:
-    """Train a large network again on all examples. Hard examples occur up to MOST times in an epoch. An example is hard
-    if the small network is unsure about it, when trained again without this example."""
+    """Train a large network again on all training examples. Hard examples occur up to MOST times in an epoch. An
+    example is hard if the small network, trained again without it, predicts a low probability for its true class."""
     train = recipe.data.train
 
     def judge(seen: Tensor, asked: Tensor) -> Tensor:
@@ -178,12 +180,13 @@ def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Refl
 def within(
     plain: Mapping[str, Any], answers: tuple[Answers, Answers], records: tuple[TrialRecord, TrialRecord]
 ) -> Group | None:
-    """Choose the threshold for a small and a large network, under the limits of another group. Return the group that is
-    most accurate on the validation data. Return None if no group is within the limits.
+    """Choose the threshold for a group of a small and a large network, so that the group needs no more than another
+    group. Return the group that is most accurate on the validation data. Return None if no threshold meets the limits,
+    or if a number of bytes is not known.
 
     Args:
-        plain: the other group, as in result.json. Its numbers of multiply-adds and bytes are the limits. The new group
-            may need at most this number of multiply-adds, and at most AS_LARGE times this number of bytes.
+        plain: the other group, as in result.json. The new group may need at most as many multiply-adds as this group,
+            and at most AS_LARGE times as many bytes.
         answers: the predictions of both networks for the validation data, the small network's first.
         records: the trials of both networks, the small network's first.
     """
@@ -206,12 +209,11 @@ def with_reflection(
     Args:
         recipe: how trials of the study are trained again.
         document: the result of `tune_sparsity.tuner.results.cascade.group_document`.
-        networks: the networks that are still on the disk, as a dict from the name of each trial to (trial, file of the
-            network).
+        networks: the networks whose files exist, as a dict from the name of each trial to (trial, file of the network).
 
     Returns:
-        The entry "group" of result.json, and the new training. If the new group is better, the entry contains it.
-        Otherwise the new training is None.
+        The entry "group" of result.json, and the new training. If the new group is more accurate on the validation
+        data, the entry contains the new group. Otherwise the entry does not, and the second value is None.
     """
     plain = main_group(document)
     if plain is None:

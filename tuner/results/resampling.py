@@ -1,5 +1,5 @@
-"""Makes an ensemble of networks from averaged weights, without further training. A study does this only with the option
---ensemble.
+"""Makes an ensemble of networks from the averaged weights of one network, without further training. A study does this
+only with the option --ensemble.
 
 Late in a training, each weight moves around a mean. The standard deviation of this movement is called the spread of the
 weight. Networks of similar quality are drawn from normal distributions with these means and spreads. The ensemble
@@ -51,11 +51,12 @@ class Resampling:
         experiment: the network's experiment.
         data: the experiment's data.
         file: the file of a network, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
-        members: the number of networks in an ensemble. They are drawn in pairs with opposite deviations.
+        members: the number of networks in an ensemble. They are drawn in pairs, whose deviations from the average are
+            opposite.
         device: the device on which the networks are evaluated.
 
     Raises:
-        ValueError: if the file contains no spread, because the weights were not averaged.
+        ValueError: if the file contains no spreads of weights, because the training did not average its weights.
     """
 
     def __init__(self, experiment: Experiment, data: Data, file: Path, members: int, device: str = "cpu") -> None:
@@ -83,7 +84,7 @@ class Resampling:
     @contextmanager
     def drawn(self, scale: float, member: int) -> Iterator[None]:
         """Return a context manager. In its block, the network has the weights of one member of the ensemble. Running
-        statistics, for example of batch normalisation, are measured again for these weights."""
+        statistics, for example of batch normalisation, are measured again for these weights, on training examples."""
         sign = -1.0 if member % 2 else 1.0
         with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
             yield
@@ -152,7 +153,7 @@ class Resampling:
 
     def bits(self, tolerance: float) -> dict[str, int]:
         """Return a dict from the name of each prunable tensor to the number of bits that each of its weights needs, so
-        that the rounding adds at most a given noise.
+        that the relative noise of rounding is at most `tolerance`.
 
         Let w be the weights of a tensor that are not masked, rms(w) their root mean square, and r the argument
         `tolerance`. A uniform quantiser with b bits has the step d = 2 max|w| / 2^b, and rounding has the noise d /
@@ -160,7 +161,7 @@ class Resampling:
         smallest such b, at least 1.
 
         Args:
-            tolerance: the largest relative noise r. With 0, the dict is empty.
+            tolerance: the largest relative noise r. With 0, the dict is empty, because no number of bits is enough.
         """
         found = {}
         for name, mask in self.masks.items():
@@ -205,8 +206,8 @@ def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 
 
 def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | None) -> dict[str, Any]:
-    """Return the entry "ensemble" of result.json. The networks are drawn with the spread of
-    each weight times a factor. Only the validation data decide on the factor.
+    """Return the entry "ensemble" of result.json. For drawing the networks, the spread of each weight is multiplied by
+    a factor. The factor is chosen on the validation data alone.
 
     Args:
         drawn: the Resampling, which draws the networks of the ensemble.

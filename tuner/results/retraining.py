@@ -71,8 +71,8 @@ class Chosen:
 
 
 def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: Goal) -> list[Chosen]:
-    """Return the best feasible trial of each method at each target. They are ordered by target, and then in the order
-    of `methods`. If a method has no feasible trial at a target, this pair is left out."""
+    """Return the best feasible trial of each method at each target. The trials are ordered by target, and then in the
+    order of `methods`. A method without a feasible trial at a target has no entry for this target."""
     records = list(records)
     several = len(goal.targets) > 1
     return [
@@ -90,8 +90,8 @@ def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
 
 
 def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
-    """Return the trainings to run, as configs for `TrialTrainable`. Each trial has one training for each seed, and
-    these trainings are neighbours in the list."""
+    """Return the trainings to run, as configs for `TrialTrainable`. Each trial has one training for each seed. In the
+    list, the trainings of a trial follow each other."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
         for record in _trials(chosen)
@@ -100,8 +100,8 @@ def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
 
 
 def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: int) -> list[Retrained]:
-    """Return the results of all trainings, ordered by target and then from the best to the worst mean. If all trainings
-    of a trial failed, this trial is left out.
+    """Return the results of all trainings. They are ordered by target, and then by the mean of the test metric, the
+    best first. If all trainings of a trial failed, this trial is left out.
 
     Args:
         chosen: the trials that were trained again.
@@ -129,8 +129,8 @@ def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: i
 
 
 def verdicts(retrained: Sequence[Retrained]) -> list[str]:
-    """Return a line for each target that at least two methods reach. The line names the best method and its lead over
-    the second-best method."""
+    """Return a line for each target that at least two methods reach. The line names the best method and says how far
+    its mean test metric is ahead of the second-best method."""
     lines = []
     for target in dict.fromkeys(one.target for one in retrained):
         there = [one for one in retrained if one.target == target]

@@ -95,11 +95,12 @@ def over_sparse(
     Args:
         model: the network.
         prunable: the names of the weights, without the prefixes of wrappers such as DataParallel.
-        form: the format of the matrices. For "2:4", the network must be on a GPU.
+        form: the format of the matrices: "csr", "bsr" or "2:4". For "2:4", the network must be on a GPU.
         block: the shape of the blocks, for "bsr".
 
     Returns:
-        The network, and a dict with the layers that stay dense, from the name of each layer's weight to the reason.
+        The network, and a dict of the layers that stay dense. The keys of the dict are the names of these layers'
+        weights, and the values are the reasons.
     """
     dense, own = dict[str, str](), {plain_name(model, name): name for name, _ in model.named_modules()}
     for name in sorted(prunable):

@@ -38,7 +38,7 @@ attributes of a TrialRecord."""
 
 @dataclass(frozen=True)
 class StudySeconds:
-    """The wall-clock time of a study in seconds. The parts do not overlap and add up to the total.
+    """The wall-clock time of a study in seconds. After `without_overlap`, the parts and `other` add up to the total.
 
     Attributes:
         total: the time from the start of the command to the last file.
@@ -59,14 +59,14 @@ class StudySeconds:
 
     @property
     def other(self) -> float:
-        """Return the rest of the total: the time in which workers waited. The result is never negative, although the
+        """Return the total minus all parts. In this time, workers waited. The result is never negative, although the
         clocks have small errors."""
         parts = (self.startup, self.training, self.sampling, self.tracking, self.finishing)
         return max(0.0, self.total - sum(parts))
 
     def without_overlap(self) -> StudySeconds:
         """Return these seconds without time that is counted twice. If trials trained while the driver was busy, for
-        example with sampling, this time counts for the driver and not as training."""
+        example with sampling, this time is left out of `training`."""
         rest = self.startup + self.sampling + self.tracking + self.finishing
         return replace(self, training=max(0.0, min(self.training, self.total - rest)))
 
@@ -111,12 +111,13 @@ class StudyOutcome:
 
     @property
     def test_value(self) -> float | None:
-        """Return the metric of the best network on the test data; None if there is no such network."""
+        """Return the metric of the best network on the test data. Return None if there is no best network, or if its
+        test metric was not measured."""
         return None if self.best is None else self.test_values.get(self.best.number)
 
     def estimate(self, record: TrialRecord, target: float) -> Estimate | None:
-        """Estimate the metric that the best network at a target would have on new data. Return None if the sampling
-        error of the metric is unknown."""
+        """Estimate the metric that the best network at a target would have on new data. Return None if the metric is
+        not a mean of scores in [0, 1], because its sampling error is then unknown."""
         points = points_of(self.goal.compared(self.records, target))
         values = [record.objective.value(merit) for _, merit in points]
         if self.examples is None or record.value is None or not all(0 <= value <= 1 for value in values):
@@ -192,10 +193,9 @@ def trials_csv(
 
     Args:
         records: the trials of the rows, in this order.
-        columns_of: trials. Each parameter of at least one of these trials has a column. If None, these are the trials
-            in `records`.
+        columns_of: the trials whose parameters have columns. If None, these are the trials in `records`.
         objective: the objective of the trials.
-        size: the number of weights and other parameters in the network. If None, the column "sparsity_matrices" is
+        size: the numbers of prunable and other parameters of the network. If None, the column "sparsity_matrices" is
             empty.
 
     Returns:
@@ -277,7 +277,8 @@ def latencies_in(document: Mapping[str, Any]) -> dict[str, Timing]:
 
 
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
-    """Return the content of result.json. The option --json prints it, too. "best" is None if no trial is feasible."""
+    """Return the content of result.json, which the command also prints if it has the option --json. "best" is None if
+    no trial is feasible."""
     dense = outcome.size.dense if outcome.size else ()
     pattern = outcome.size.pattern if outcome.size else UNSTRUCTURED
     document = {
@@ -308,14 +309,14 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
 def write_trials(
     folder: Path, records: Sequence[TrialRecord], goal: Goal, size: NetworkSize | None = None
 ) -> list[Path]:
-    """Write trials.csv, ordered by number, and pareto.csv, ordered by sparsity. Return both paths.
+    """Write trials.csv, ordered by the trials' numbers, and pareto.csv, ordered by sparsity. Return both paths.
 
     Args:
         folder: the study's folder.
         records: the study's trials.
         goal: the study's target sparsities and limits, as a `Goal`.
-        size: the numbers of parameters of the network, from which the column "sparsity_matrices" is computed; None if
-            unknown.
+        size: the numbers of prunable and other parameters of the network. If None, the column "sparsity_matrices" is
+            empty.
 
     Raises:
         OSError: if the folder cannot be written to.

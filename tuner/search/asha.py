@@ -1,15 +1,16 @@
 """Decides on early stopping by asynchronous successive halving (ASHA) under a constraint. It does not need Ray.
 
-A rung is an epoch after which trials are compared. A trial continues if it ranks among the best 1/`reduction` of the
-trials that have reached the rung, including itself. Otherwise it is stopped immediately. No trial waits for another
-trial (the stopping variant of Li et al., arXiv 1810.05934). If the goal has one target, feasible trials rank before
-infeasible trials. Among feasible trials only the merit counts (the metric, negated if it is minimised): a sparsity
-above the target is no advantage. If the goal has several sparsities, a trial is compared with trials of similar
-sparsity (`LikeStopping`).
+A rung is an epoch after which trials are compared. A trial continues if it ranks among the best third of the trials
+that have reached the rung, including itself (`reduction` is 3). Otherwise it is stopped immediately. No trial waits for
+another trial (the stopping variant of Li et al., arXiv 1810.05934). If the goal has one target, feasible trials rank
+before infeasible trials. Among feasible trials only the merit counts, which is the metric, negated if it is minimised:
+a sparsity above the target is no advantage. If the goal is a front or has several targets, a trial is compared with
+trials of similar sparsity (`LikeStopping`).
 
-All values at a rung were measured after the same number of epochs. For the measurement, each network was pruned to its
-final sparsity, so a network that is not pruned yet has no advantage. Trials of different methods are never compared,
-because the methods prune at different times: a network that is sparse from the start may lead early and lose later.
+All values at a rung were measured after the same number of epochs. For the measurement, each network is pruned to its
+final sparsity for a moment. So a method that prunes only later in the training has no advantage. Trials of different
+methods are never compared, because the methods prune at different times: a network that is sparse from the start may
+lead early and lose later.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class Entry(NamedTuple):
         """Return a number in [0, 1) that ranks trials with equal merit and equal sparsity. It depends only on the
         trial's number.
 
-        Many trials may be equal, for example if all have the accuracy of a random guess. The numbers of successive
-        trials are evenly spread over [0, 1), so a constant share of equal trials continues. If equal trials were ranked
-        by age, only the first trials would continue.
+        Many trials may be equal, for example if all have the accuracy of a random guess. For successive trials, the
+        returned numbers are evenly spread over [0, 1), so a constant share of equal trials continues. If equal trials
+        were ranked by age, only the first trials would continue.
         """
         return self.number * _GOLDEN % 1
 
@@ -86,10 +87,11 @@ class Halving:
     """Decides at each rung whether a trial continues.
 
     A rung remembers only the `window` trials with the highest numbers. Time and memory therefore do not grow with the
-    study. New trials are then not compared with the first trials, for which the sampler had learned little.
+    study. In a long study, new trials are therefore not compared with the first trials, for which the sampler had
+    learned little.
 
-    The decisions depend only on the reported values and their order. A resumed study passes the values of its earlier
-    trials to `recall` and `ended`, and then decides as an uninterrupted study.
+    The decisions depend only on the reported values and their order. A resumed study reports its earlier trials with
+    `recall` and `ended`. Its decisions are then the same as in an uninterrupted study.
 
     Args:
         rungs: the result of `rung_epochs`. Without rungs, every trial continues.
@@ -125,9 +127,8 @@ class Halving:
             number: the trial's number.
             method: the trial's method.
             epoch: the number of the epoch, from 1.
-            value: two numbers, as for `Value`: the merit, measured after the network was pruned to its final sparsity,
-                and this final sparsity. If a number at a rung is not finite, the trial is stopped and `value` is not
-                remembered.
+            value: (merit, final sparsity), as for `Value`. If one of these numbers is not finite at a rung, the trial
+                is stopped and `value` is not remembered.
         """
         if epoch not in self.rungs:
             return True
@@ -184,23 +185,26 @@ class Halving:
 
 
 class LikeStopping(Halving):
-    """Compares a trial with trials of similar sparsity, for studies with several sparsities.
+    """Compares a trial with trials of similar sparsity, for studies of a front or of several targets.
 
-    The band of a trial consists of the trials with the most similar final sparsities, measured in the logarithm of the
-    density. The lead of a trial at a rung is its merit minus its expected merit. The expected merit comes from the
-    other trials of the band: a non-increasing function of the sparsity is fitted to their merits. So a trial is not
-    stopped only because it is sparse. It is stopped if its lead is clearly below the median lead of its band.
+    The band of a trial at a rung consists of this trial and the `BAND` other trials at this rung whose final sparsities
+    are most similar to its own. The difference between two sparsities is that of their values of log(1 - sparsity). The
+    lead of a trial at a rung is its merit minus its expected merit. The expected merit comes from the other trials of
+    the band: a non-increasing function of the sparsity is fitted to their merits. So a trial is not stopped only
+    because it is sparse. It is stopped if its lead is more than `CLEARLY` standard deviations below the median lead of
+    its band.
 
     There are two exceptions. A trial is not stopped if its band has fewer than `EVIDENCE` trials, because small
-    differences may be chance. A trial is not stopped if no trial of similar sparsity is completed or running, because a
-    front needs a trial there. If trials cover the range evenly, at least one trial in three is completed.
+    differences may be chance. A trial is not stopped if no other trial of similar sparsity is completed or running,
+    because the front needs a trial at about this sparsity. If trials cover the range evenly, at least one trial in
+    three is completed.
 
     Args:
         rungs: the result of `rung_epochs`.
         low: the lower end of the range of sparsities, at least 0.
         high: the upper end of the range of sparsities, above `low` and below 1.
         window: the number of trials that a rung remembers.
-        noise: a lower bound of the standard deviation of merits.
+        noise: the smallest standard deviation of leads that is assumed.
     """
 
     def __init__(

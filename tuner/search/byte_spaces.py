@@ -1,5 +1,5 @@
-"""Adapts a search space to a limit of bytes. It adapts two parameters: the bits of a weight, and the number of neurons
-with which a training begins."""
+"""Adapts a search space to a limit of the packed file's bytes (option --max-bytes). Two parameters are adapted: the
+bits of a weight, and the number of neurons with which a training begins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Widths:
 
     Attributes:
         low, high: the ends of the range.
-        centre: the expected best value.
+        centre: the value that is expected to be best. It is the centre of the prior of `width`.
     """
 
     low: float
@@ -39,8 +39,8 @@ class Widths:
     high: float
 
     def searched_in(self, space: Space) -> Space:
-        """Return the space with `width` as one more parameter. If the method has no parameter `width`, return the space
-        unchanged."""
+        """Return the space with `width` as one more parameter. If the space searches the parameter `drop`, fix it at
+        "ramp". If the method has no parameter `width`, return the space unchanged."""
         if WIDTH not in {one.name for one in fields(METHODS[space.method].settings)}:
             return space
         without = {name for name, when in space.when.items() if "ramp" not in when.get("drop", ("ramp",))} | {"drop"}
@@ -65,9 +65,9 @@ class Widths:
 
 
 def spaces_within(limit: ByteLimit, spaces: Sequence[Space]) -> list[Space]:
-    """Return the spaces, adapted to a limit of bytes. If no network with a certain number of bits per weight meets the
-    limit, this number is removed from the spaces. If trainings may begin with fewer neurons (`limit.neurons` is not
-    None), the parameter `width` is added (see Widths)."""
+    """Return the spaces, adapted to a limit of bytes. A number of bits per weight is removed from the spaces if no
+    network whose weights have so many bits meets the limit. If trainings may begin with fewer neurons (`limit.neurons`
+    is not None), the parameter `width` is added (see Widths)."""
     fitting = [_with_fitting_bits(limit, space) for space in spaces]
     if limit.neurons is None:
         return fitting
@@ -108,8 +108,8 @@ def widths_for(limit: ByteLimit) -> Widths:
 
 
 def roomiest(limit: ByteLimit) -> Layout:
-    """Return a layout of the network's packed file (see Layout). Each value of the parameter `width` (see Widths) gives
-    another layout. This function returns the layout in which the most nonzero weights fit within a limit of bytes."""
+    """Return the layout of the packed file (see Layout) in which the most nonzero weights fit within a limit of bytes.
+    Each value of the parameter `width` (see Widths) gives another layout."""
     widths = widths_for(limit)
     parts = [limit.part(limit.bits, width) for width in _WIDTHS if widths.low <= width <= widths.high]
     return max(parts, key=lambda one: one.nonzero_within(limit.most))

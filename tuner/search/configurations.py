@@ -21,8 +21,8 @@ class Configuration(NamedTuple):
     """A set of parameters that is tried at several sparsities.
 
     Attributes:
-        name: for parameters from a search space's list of good parameters (its first points), "first N", where N is the
-            index in this list. For other parameters, the name of the earliest trial that had them.
+        name: for a first point of the search space, "first N", where N is the index of this point in the space's list
+            of first points. For other parameters, the name of the earliest trial that had them.
         params: all parameters except the final sparsity.
     """
 
@@ -46,21 +46,21 @@ class Outcome(NamedTuple):
 
 
 def best_configuration(outcomes: Sequence[Outcome], sparsity: float, noise: float = NOISE) -> str | None:
-    """Return the name of the configuration to try again at a sparsity; None if no trial has completed.
+    """Return the name of the configuration to try again at a sparsity. Return None if no trial was completed.
 
-    The lead of a trial is its merit minus its expected merit, which comes from a falling fit of the other trials'
-    merits over the sparsity. The lead of a trial that was stopped early is assumed to be minus two standard deviations.
-    The lead of a configuration is a weighted mean of the leads of its trials. A trial has more weight if its sparsity
-    is near to `sparsity`.
+    The lead of a trial is its merit minus its expected merit. The expected merit is a non-increasing function of the
+    sparsity, which is fitted to the merits of the other trials (`FallingFit`). The lead of a trial that was stopped
+    early is assumed to be minus two standard deviations. The lead of a configuration is a weighted mean of the leads of
+    its trials. A trial has more weight if its sparsity is near to `sparsity`.
 
-    First points of the search space are judged by their lead plus one standard error. Other configurations are judged
-    by their lead minus two standard errors. Otherwise a lucky configuration with a single trial would often beat a good
-    configuration.
+    First points of the search space (good parameters that the space lists) are judged by their lead plus one standard
+    error. Other configurations are judged by their lead minus two standard errors, because otherwise a lucky
+    configuration with a single trial would often beat a good configuration.
 
     Args:
         outcomes: the ended trials.
         sparsity: the sparsity of the next trial, in [0, 1).
-        noise: a lower bound of the standard deviation of merits.
+        noise: the smallest standard deviation of leads that is assumed.
     """
     at = log_sparsity(sparsity)
     near = sorted(outcomes, key=lambda one: abs(log_sparsity(one.sparsity) - at))[:NEIGHBOURS]

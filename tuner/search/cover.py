@@ -1,9 +1,10 @@
-"""Chooses the final sparsity of each trial in a study with several sparsities.
+"""Chooses the final sparsity of each trial in a study of a front or of several targets.
 
-If a sampler chose the final sparsity from a prior, most of a front's range would stay empty. This module therefore
-chooses the final sparsity, and the sampler proposes the other parameters. The first trials cover the whole range. Later
-trials get the sparsities at which the front can gain most. Distances are measured in the logarithm of the density 1 -
-s, because the step from s = .98 to .99 is as hard for a network as the step from .5 to .75.
+If a sampler chose the final sparsity from its prior, most of a front's range would stay empty. This module therefore
+chooses the final sparsity, and the sampler proposes the other parameters. The first trials of a front cover the whole
+range. Later trials get the sparsities at which the largest gain of hypervolume is expected. The distance between two
+sparsities s is the difference of log(1 - s), because the step from s = .98 to .99 is as hard for a network as the step
+from .5 to .75.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
 
 @dataclass(frozen=True)
 class Turn:
-    """The final sparsity that `Cover` chooses for the next trial, and perhaps its method."""
+    """The final sparsity that `Cover` chooses for the next trial, and the trial's method. The method is None if the
+    sampler chooses it."""
 
     sparsity: float
     method: str | None = None
@@ -39,8 +41,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Range:
-    """The possible final sparsities of a method: all numbers from `low` to `high`, or only the numbers in `values` if
-    there are any."""
+    """The possible final sparsities of a method: all numbers from `low` to `high`. If `values` is not empty, only the
+    numbers in `values` are possible."""
 
     low: float
     high: float
@@ -72,12 +74,12 @@ class Range:
 class Cover:
     """Chooses the final sparsity of each trial, and the method of some trials.
 
-    If the goal is a front, each method first covers the range: first the two ends, then the middle of the widest gap.
-    When no gap is wide any more, a trial gets the sparsity with the largest expected gain of hypervolume, and the
-    sampler chooses the method.
+    If the goal is a front, the trials of each method first cover the range: they fill the two ends, and then the middle
+    of the widest gap. When no gap is wider than `SLACK` allows and `FIRST_COVER` trials are completed, a trial gets the
+    sparsity with the largest expected gain of hypervolume, and the sampler chooses the method.
 
-    If the goal has several targets, the trials go to each target in turn. In two of three rounds, a trial gets the
-    method with the fewest trials at its target. In the third round the sampler chooses the method.
+    If the goal has several targets, each round has one trial for each target. In two of three rounds, a trial gets the
+    method with the fewest trials at its target. In the third round, the sampler chooses the method.
 
     The decisions depend only on the earlier trials, so a resumed search continues in the same way.
 
@@ -92,8 +94,8 @@ class Cover:
         self._ranges = {method: own.within(goal.lowest, goal.highest) for method, own in ranges.items()}
 
     def next(self, number: int, placed: Mapping[str, Sequence[float]], completed: Sequence[Point]) -> Turn | None:
-        """Return the final sparsity, and perhaps the method, of the next trial. Return None if no method of the study
-        searches a final sparsity.
+        """Return the final sparsity of the next trial, and its method if the sampler does not choose the method. Return
+        None if no method of the study searches a final sparsity.
 
         Args:
             number: the next trial's number.
@@ -150,10 +152,10 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
 
     The merit of the new trial is assumed to have a normal distribution with the mean m and the standard deviation d.
     The mean is a curve that is fitted to the merits of the completed trials and never rises with the sparsity (monotone
-    regression). The standard deviation is that of the merits around the curve. The front is a step function. A step
-    with the height h gives the expected gain w d (f(z) + z F(z)), where w is the width of the step and z = (m - h) / d.
-    The functions f and F are the density and the distribution function of the standard normal distribution (expected
-    improvement, Mockus 1978).
+    regression). The standard deviation is that of the nearest trials' merits around the curve. The front is a step
+    function. A step with the height h gives the expected gain w d (f(z) + z F(z)), where w is the width of the step and
+    z = (m - h) / d. The functions f and F are the density and the distribution function of the standard normal
+    distribution (expected improvement, Mockus 1978).
 
     Args:
         goal: the study's goal, which is a front.

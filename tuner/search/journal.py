@@ -30,7 +30,7 @@ class Journal(JournalFileBackend):
 
     Optuna's own class flushes the file to the disk after each line. A proposal has one line for each parameter, so
     these flushes are slow. This class flushes once at the end of a block `with journal.together()`. The driver uses
-    this block before a trial begins and after a trial ends. A crash of the process loses no written line. A crash of
+    such blocks before a trial begins and after a trial ends. A crash of the process loses no written line. A crash of
     the machine can lose the lines since the last flush, for example half of a proposal.
     """
 
@@ -78,7 +78,8 @@ class RecordStorage(JournalStorage):
     """Reads and writes the trials in a journal that has one study. It is faster than Optuna's own class.
 
     Before each new trial, Optuna asks for the trials in the state WAITING. Optuna's own class then reads all trials of
-    the study. A trial that has begun never waits again, so this class skips the first trials, which have all begun.
+    the study. A trial that has begun never waits again. This class therefore skips all trials before the first one that
+    may still wait.
     """
 
     def __init__(self, journal: Journal) -> None:

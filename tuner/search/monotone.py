@@ -1,5 +1,5 @@
-"""Fits merit as a falling function of sparsity, which gives the expected merit of a trial at any sparsity. The merit is
-the metric, negated if it is minimised."""
+"""Fits a non-increasing function of the sparsity to the merits of trials. The function gives the expected merit of a
+trial at any sparsity. The merit is the metric, negated if it is minimised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NORMAL = 1.4826  # the standard deviation of a normal distribution divided by i
 
 class FallingFit:
     """Fits a non-increasing function to points by least squares, with the pool-adjacent-violators algorithm (Ayer et
-    al. 1955). The function is linear between the points and constant outside their range.
+    al. 1955). The function is linear between neighbouring x, and constant outside the range of x.
 
     Args:
         points: (x, y) pairs in any order. There must be at least one pair. Several pairs may have the same x.
@@ -55,7 +55,7 @@ def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def deviation(values: Iterable[float], noise: float = NOISE) -> float:
-    """Return a robust estimate of the standard deviation, from the median absolute deviation. Trainings that diverged
-    have almost no influence on it. The result is at least `noise`."""
+    """Return a robust estimate of the standard deviation of the values, from their median absolute deviation. A few
+    values far away, such as those of diverged trainings, have almost no influence. The result is at least `noise`."""
     known = np.fromiter(values, dtype=float)
     return max(noise, _NORMAL * float(np.median(np.abs(known - np.median(known)))))

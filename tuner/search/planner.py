@@ -1,5 +1,5 @@
-"""Plans the trials of a study with several sparsities: their final sparsity, their method, and whether a trial tries
-good parameters of earlier trials again."""
+"""Plans each trial of a study of a front or of several targets: its final sparsity, in most cases its method, and
+whether it tries good parameters again."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Plan:
     """Choices for a trial that are made before the sampler proposes the other parameters.
 
     Attributes:
-        sparsities: a dict from names of methods to final sparsities. For each method that is possible for the trial, it
-            contains the final sparsity of the trial with this method.
+        sparsities: a dict from the name of each method that the trial may have to the trial's final sparsity with this
+            method.
         method: the method; None if the sampler chooses it.
-        configuration: the parameters of earlier trials that this trial tries again at another sparsity; None if the
-            sampler proposes the other parameters.
+        configuration: the parameters that this trial tries at its sparsity: a first point of the search space, or
+            parameters of an earlier trial. None if the sampler proposes the parameters.
     """
 
     sparsities: dict[str, float]
@@ -42,8 +42,8 @@ class Plan:
 
 
 class Planner:
-    """Plans the trials of a study with several sparsities. Call `begun` for each trial that has begun, and `ended` for
-    each trial that has ended. Then call `plan` for the next trial.
+    """Plans the trials of a study of a front or of several targets. Call `begun` for each trial that has begun, and
+    `ended` for each trial that has ended. Then call `plan` for the next trial.
 
     Args:
         spaces: one space for each method, from `spaces_of`.
@@ -95,7 +95,8 @@ class Planner:
 
         Args:
             number: the next trial's number.
-            first_points: whether to begin with the first points, which are good parameters that a search space lists.
+            first_points: whether the first trials of each method try the first points of its search space, which are
+                good parameters that the space lists.
         """
         turn = self._cover.next(number, self._placed, self._completed)
         if turn is None:
@@ -135,6 +136,6 @@ def _nearest(space: Space, sparsity: float, number: int) -> int:
 
 
 def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
-    """Return the planner for a goal with several sparsities. Return None for a goal with one target, because the
-    sampler then chooses the sparsity."""
+    """Return the planner for a front or for several targets. Return None for any other goal, because the sampler then
+    chooses the sparsity."""
     return Planner(spaces, goal) if goal.multi_objective else None

@@ -1,10 +1,11 @@
 """Gives a sampler its own small study in memory, from which it learns quickly.
 
-Optuna's study in the journal has two objectives and contains all trials. A sampler that learned from this study would
-become slow: at each proposal it would sort all trials by Pareto dominance and compute a kernel for each trial. The
-sampler's own study contains
+Optuna's study in the journal has two objectives (merit and sparsity) and contains all trials. The merit of a trial is
+its metric, negated if it is minimised. A sampler that learned from this study would become slow: at each proposal it
+would sort all trials by Pareto dominance and compute a kernel for each trial. The sampler's own study contains
 
-- one objective: the merit, or with several sparsities, the merit minus the expected merit at the trial's sparsity;
+- one objective: the merit. For a front or several targets, it is the merit minus the expected merit at the trial's
+  sparsity;
 - only the useful trials: the best and the latest ones, or those of similar sparsity;
 - stopped and failed trials as bad results, so that the sampler avoids their parameters.
 """
@@ -43,9 +44,9 @@ class View:
     """Settings that define which trials and values a sampler sees.
 
     Attributes:
-        constraint: whether the sampler handles the constraint itself. If not, each infeasible trial gets a value below
-            all feasible ones, and each stopped trial a value below all infeasible ones (Deb's rules, 2000). This suits
-            samplers that compare only ranks.
+        constraint: whether the sampler itself handles the constraint that a trial reaches the target sparsity. If not,
+            each infeasible trial gets a value below all feasible ones, and each stopped trial a value below all
+            infeasible ones (Deb's rules, 2000). This suits samplers that compare only ranks.
         most: the largest number of ended trials in the sampler's study. If there are more, only the best and the latest
             trials are kept.
         best: the number of best trials to keep.
@@ -98,8 +99,8 @@ class OwnStudy(OneByOne):
         return suggest(self._open[trial.number], param_name, param_distribution)
 
     def settle(self, trial: optuna.Trial) -> None:
-        """Copy the parameters of a trial in the journal, when they are complete, to the same trial in the sampler's own
-        study."""
+        """Copy the parameters of a trial in the journal to its copy in the sampler's own study. Call this method when
+        all parameters of the trial are chosen."""
         own = self._open[trial.number]
         for name, distribution in self._seen_params({**self._view.everything, **trial.distributions}).items():
             suggest(own, name, distribution)
@@ -274,15 +275,16 @@ class LikeSparsityStudy(OwnStudy):
     """Lets a sampler learn from trials of similar sparsity, in a study of its own. A planner (tuner.search.planner)
     chooses the final sparsity of each trial before the sampler proposes the other parameters.
 
-    For each new trial, the sampler gets a new study. The study contains the ended trials with the most similar
-    sparsities, measured in the logarithm of the density. The value of a trial is its merit minus the merit that is
-    expected at its sparsity. The expected merit comes from a falling fit of the other trials.
+    For each new trial, the sampler gets a new study of Optuna. It contains the ended trials whose values of log(1 -
+    sparsity) are most similar to that of the new trial. The value of a trial is its merit minus the merit that is
+    expected at its sparsity. The expected merit is a non-increasing function of the sparsity, which is fitted to the
+    other trials (`FallingFit`).
 
     Args:
         sampler: the sampler that proposes all parameters except the final sparsity.
         view: the trials and values that it sees.
-        sparsity_of: a function that returns a trial's final sparsity. Its argument is a dict of the trial's parameters
-            that are known so far, from the names in Optuna to the values.
+        sparsity_of: a function that returns a trial's final sparsity. Its argument contains the parameters of the trial
+            that are known so far, as a dict from their names in Optuna to their values.
         sparsities: the names of the parameters in Optuna that are final sparsities. The sampler does not see them.
     """
 

@@ -32,12 +32,12 @@ class SamplerKind:
     Attributes:
         what: a description of one line, which `tune-sparsity list samplers` prints.
         learn: a function that makes the sampler. Its arguments are those of `Learn`.
-        front: whether the sampler can search several sparsities in one study, as for a front.
+        front: whether the sampler can search a front, or several targets, in one study.
         methods: whether the sampler can search several methods in one study.
         own_study: whether the sampler learns from a small study of its own (tuner.search.sampler_view) instead of the
             study in the journal.
-        constraint: whether the sampler handles the constraint itself. If not, an infeasible trial gets a value below
-            all feasible ones (Deb's rule).
+        constraint: whether the sampler itself handles the constraint that a trial reaches the target sparsity. If not,
+            an infeasible trial gets a value below all feasible ones (Deb's rule).
         most: the largest number of ended trials in its own study.
         running: the largest number of running trials in its own study.
         startup: the number of completed trials before the sampler learns. Until then, parameters are drawn from the
@@ -143,7 +143,7 @@ def check_sampler(name: str, *, front: bool, methods: int) -> None:
 
     Args:
         name: the sampler's name.
-        front: whether the study searches several sparsities.
+        front: whether the study searches a front or several targets.
         methods: the number of methods in the study.
 
     Raises:
@@ -167,7 +167,7 @@ def _those(can: Callable[[SamplerKind], bool]) -> str:
 
 
 class OneByOne(BaseSampler):
-    """A sampler that proposes each parameter without regard to the others."""
+    """A sampler that Optuna asks for one parameter after the other."""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -215,7 +215,7 @@ class PriorsFirst(BaseSampler):
         learn: a function that makes the sampler that learns.
         priors: a dict from the parameters' names in Optuna to the priors.
         startup: the number of completed trials before the sampler learns.
-        seed: the seed from which both samplers get their seeds.
+        seed: the seed from which the sampler of the priors and the sampler that learns get their seeds.
         anew: whether a new learning sampler is made for each trial. If not, it is made once.
     """
 

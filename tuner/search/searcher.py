@@ -1,9 +1,9 @@
 """Searches with Optuna: proposes trials and receives their results. Merit and sparsity are the two objectives, and the
 target sparsity is a constraint. The merit is the metric, negated if it is minimised.
 
-The searcher's whole state is in a study of Optuna. The file of Optuna's study, the journal, is in the folder of our
-study. A study can therefore be resumed, and Optuna's dashboard can open it. Some samplers learn from another, small
-study in memory (tuner.search.sampler_view). The searcher does not need Ray.
+The searcher's whole state is in a study of Optuna. The file of Optuna's study, the journal, is in the study's folder. A
+study can therefore be resumed, and Optuna's dashboard can open the journal. Some samplers learn from another, small
+study of Optuna in memory (tuner.search.sampler_view). The searcher does not need Ray.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class OptunaSearcher:
         journal: Optuna's journal file. If the file exists, its study is continued. If None, the study is only in
             memory.
         name: the name of a new study in the journal.
-        planner: chooses the final sparsity of each trial, for goals with several sparsities. If None, the sampler
-            proposes the sparsity, and searches for the best merit of a feasible trial.
+        planner: chooses the final sparsity of each trial, for a front or several targets. If None, the sampler proposes
+            the sparsity, too, and looks for the feasible trial with the best merit.
         earlier: trials and parameters of earlier studies. They are used only in a new study, and are stored in its
             journal.
         objective: the metric that gives the merit.
@@ -294,10 +294,11 @@ class OptunaSearcher:
         return Asked(trial.number, method, {**params, **space.fixed_for(params)})
 
     def tell(self, record: TrialRecord) -> None:
-        """End a trial in Optuna, as complete, pruned or failed. A complete trial gets both objectives and the
-        constraint.
+        """End a trial in Optuna, as complete, pruned or failed. A complete trial gets the values of both objectives and
+        of the constraint.
 
-        A pruned trial gets no values, so that no sampler takes its last values for a result.
+        A pruned trial, which was stopped early, gets no values. Otherwise a sampler would learn from the values of its
+        last epoch as if the trial were complete.
 
         Args:
             record: the ended trial.

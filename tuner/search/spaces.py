@@ -34,8 +34,8 @@ def spaces_of(
 
     Raises:
         UsageError: if a space is unknown, belongs to another method, or cannot reach the goal.
-        ValueError: if a file is not a valid space.
-        OSError: if a file cannot be read.
+        ValueError: if the file of --space is not a valid space.
+        OSError: if the file of --space cannot be read.
     """
     if config.space is None:
         more = "+bits" * few_bits + "+averaged" * (config.ensemble is not None)
@@ -78,10 +78,11 @@ def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
 def space_for(name: str, goal: Goal) -> Space:
     """Return the search space for a goal, from a built-in space or a file.
 
-    A range in the space may depend on the target. If the goal has several sparsities, such a range is extended until it
-    contains the ranges for the lowest and the highest sparsity, and for all targets. The result then has no first
-    points, because tuner.search.planner chooses them for each trial's sparsity. The priors are those for the middle of
-    the range, on the scale of log(1 - sparsity).
+    A range in the space may depend on the target. If the goal has several targets, such a range is extended until it
+    contains the ranges for all of them. For a front, it is extended until it contains the ranges for both ends of the
+    front. In both cases, the result has no first points (good parameters that the space lists), because
+    tuner.search.planner chooses them for each trial's sparsity. The priors are those for the mean of the targets, or of
+    the front's two ends, on the scale of log(1 - sparsity).
 
     Args:
         name: the name of a built-in space, or the path of a file.

@@ -28,9 +28,9 @@ class WarmStart:
     """Results of earlier studies with which a new study begins.
 
     Attributes:
-        trials: completed and stopped trials from which the sampler learns. They have trained the experiment of the new
-            study (see `alike` in `warm_start`), with parameters from the search spaces of the new study. Each trial
-            keeps the trial number that it has in its earlier study.
+        trials: completed and stopped trials from which the sampler learns. They trained the same experiment as the new
+            study, with the same settings (see `alike` in `warm_start`) and with parameters from the search spaces of
+            the new study. Each trial keeps the number that it has in its earlier study.
         points: (method, parameters) pairs to try first. If the best trial of an earlier study is not in `trials`, its
             parameters are here.
     """
@@ -51,7 +51,7 @@ def warm_start(
 
     Args:
         studies: names of studies in `storage`, or paths of studies' folders.
-        storage: the storage of the new study.
+        storage: the folder or object store that contains the new study.
         spaces: the search spaces of the new study, one for each method.
         target: the lowest feasible sparsity in the new study.
         alike: settings of the new study, as a dict from names in study.yaml to values, such as the experiment and the
