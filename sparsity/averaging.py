@@ -21,16 +21,18 @@ KINDS = ("swa", "ema")
 
 @dataclass(frozen=True)
 class Averaging:
-    """Describes how weights are averaged over the steps of a training. The weights after one step are a sample.
+    """Describes how weights are averaged over the steps of a training. A sample is the weights after one step. The
+    average is computed from the samples.
 
     Attributes:
         kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
             sample.
         begin: the fraction of the training steps, in [0, 1], after which samples are taken. There are no samples before
-            the pruning mask is fixed. If the mask is fixed later than `begin`, samples are taken from that step on.
-        every: the number of steps between two samples, >= 1, counted back from the last step. The last step is always a
+            the pruning mask is fixed. If the mask is fixed after `begin`, the samples begin when it is fixed.
+        every: the number of steps from one sample to the next, >= 1. The last step of the training always gives a
             sample.
-        decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).
+        decay: for "ema", the share of the old average in the new average, in [0, 1). The rest is the share of the new
+            sample.
 
     Raises:
         ValueError: if an attribute is out of range.
@@ -48,7 +50,8 @@ class Averaging:
             raise ValueError(f"an average needs begin in [0, 1], every >= 1 and decay in [0, 1), got {self}")
 
     def due(self, steps: int, total_steps: int) -> bool:
-        """Return whether a sample is taken after this step if the mask is fixed.
+        """Return whether a sample is taken after the step with the number `steps`. The result applies only if the mask
+        is fixed.
 
         Args:
             steps: the number of steps done.
@@ -58,8 +61,8 @@ class Averaging:
 
 
 class WeightAverage:
-    """Computes the mean of parameters over several steps. The values after one of these steps are a sample. The mean is
-    in float32, or in float64 for parameters in float64.
+    """Computes the mean of parameters over several steps. A sample is the parameters' values after one step. The mean
+    is in float32, or in float64 for parameters in float64.
 
     Args:
         params: the parameters. Frozen ones are left out.
@@ -73,7 +76,8 @@ class WeightAverage:
         self._squares: list[Tensor] | None = None  # sums of squared distances from the mean: see `keep_spread`
 
     def keep_spread(self) -> None:
-        """Also measure the standard deviation of the samples. Call this method before the first `add`."""
+        """Measure the standard deviation of the samples, too, for each entry of the parameters. Call this method before
+        the first `add`."""
         self._squares = []
 
     @torch.no_grad()
@@ -99,8 +103,8 @@ class WeightAverage:
         torch._foreach_lerp_(self._means, weights, share)
 
     def spread(self) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of a parameter and the standard deviation of its samples, a tensor of the same shape. Return an
-        empty list if `keep_spread` was not called, or if there are fewer than two samples."""
+        """Return pairs of a parameter and a tensor of the same shape: the standard deviation of the samples for each
+        entry. Return an empty list if `keep_spread` was not called, or if there are fewer than two samples."""
         if self._squares is None or self.samples < 2:
             return []
         count = self.samples - 1 if self.how.kind == "swa" else 1
@@ -108,8 +112,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self) -> bool:
-        """Replace the parameters by their mean, keep the replaced values for `swapped`, and return True. Do nothing and
-        return False if there is no sample, or if an earlier call has replaced the parameters."""
+        """Replace the parameters by their mean and return True. The replaced values are kept for `swapped`. If there is
+        no sample, or if an earlier call of `take` has replaced the parameters, do nothing and return False."""
         if self.taken or not self.samples:
             return False
         last = [param.to(mean.dtype, copy=True) for param, mean in zip(self._params, self._means, strict=True)]
@@ -119,9 +123,9 @@ class WeightAverage:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Return a context manager. In its `with` block, the parameters have the values of the mean. After `take`, the
-        parameters have these values already, and the block gives them the values from before `take`. At the end of the
-        block, the parameters get back the values that they had before the block."""
+        """Return a context manager. Before `take` is called, its `with` block gives the parameters the values of the
+        mean. After `take`, the block gives them the values that `take` has replaced. At the end of the block, the
+        parameters get back the values that they had before the block."""
         kept = [param.detach().clone() for param in self._params]
         try:
             self._put(self._means)

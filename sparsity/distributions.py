@@ -1,4 +1,5 @@
-"""Distribute a network's sparsity over its layers. The total number of zeros is exact."""
+"""Distribute a network's sparsity over its layers. The total number of zeros is exactly the number that `zeros_for`
+requires."""
 
 from __future__ import annotations
 
@@ -16,21 +17,22 @@ DISTRIBUTIONS = ("uniform", "erk", "global")
 def layer_counts(
     shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0, most: float = 1.0
 ) -> list[int]:
-    """Return the number of nonzero weights for each layer. Their sum is exactly the number that `sparsity` leaves.
+    """Return the number of nonzero weights for each layer. The layers together have exactly as many zeros as `sparsity`
+    requires (see `zeros_for`).
 
     Args:
         shapes: the shape (neurons, fan-in...) of every layer. For a convolution it is (output, input, kernel...).
         sparsity: the sparsity of the whole network, in [0, 1).
-        distribution: "uniform" gives all layers the same density. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
-            1911.11134) makes the density of a layer proportional to the sum of its dimensions, divided by their
-            product. If a density would exceed `most`, it becomes `most`, and the densities of the other layers are
-            scaled again.
-        a_neuron: the minimum number of nonzero weights in each neuron. The minimum is reduced if the network has too
-            few nonzero weights for it. The distribution may give a layer fewer nonzero weights than the minimum of its
-            neurons requires. Each layer then gets the required number, and a fraction of the weights that the
-            distribution gives it beyond this number. The fraction is the same for all layers.
-        most: the largest density of a layer, in (0, 1]. If the density of the whole network is larger, every layer has
-            the density of the network.
+        distribution: "uniform" gives all layers the same density (fraction of nonzero weights). "erk"
+            (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv 1911.11134) makes the density of a layer proportional to (sum
+            of its dimensions) / (product of its dimensions). If a density would exceed `most`, it becomes `most`, and
+            the densities of the other layers are scaled again.
+        a_neuron: the minimum number of nonzero weights in each neuron. It is reduced as far as necessary if the network
+            has too few nonzero weights for it. If the distribution gives a layer too few weights for the minimum of its
+            neurons, the layer gets exactly the weights for this minimum. The other layers then give up weights, but
+            keep the minimum, too: each loses the same fraction of the weights that it has above its minimum.
+        most: the largest density of a layer, in (0, 1]. If the density of the whole network is above `most`, it
+            replaces `most`, so that every layer gets this density.
 
     Raises:
         ValueError: if the distribution is neither "uniform" nor "erk". "global" is not accepted, because it does not
@@ -74,8 +76,8 @@ def _erk_densities(shapes: Sequence[torch.Size], sizes: Sequence[int], keep: int
 
 
 def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[int]:
-    """Round the numbers in `wanted` to whole numbers whose sum is `keep`. The numbers with the largest fractional parts
-    are rounded up. No number becomes larger than its entry in `sizes`."""
+    """Round the numbers in `wanted` up or down, so that the sum of the results is `keep`. The numbers with the largest
+    fractional parts are rounded up. No result becomes larger than its entry in `sizes`."""
     counts = [min(math.floor(w + 1e-9), size) for w, size in zip(wanted, sizes, strict=True)]
     by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - wanted[i])
     while (missing := keep - sum(counts)) > 0:
@@ -88,10 +90,10 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
 
 def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, generator: Generator) -> list[Tensor]:
     """Return one random mask for each tensor in `weights`, on the CPU, in the shape and dtype of this tensor. All masks
-    together have exactly the number of zeros that `sparsity` requires.
+    together have exactly the number of zeros that `sparsity` requires (see `zeros_for`).
 
-    The distribution "global" draws the positions over all layers at once. With "uniform" and "erk", `layer_counts`
-    gives the number of ones in each layer, and the positions are drawn within the layer.
+    The distribution "global" draws the positions of the ones over all layers at once. With "uniform" and "erk",
+    `layer_counts` gives the number of ones in each mask, and the positions are drawn within the mask.
 
     Args:
         weights: the weight tensors of the layers, each of the shape (neurons, fan-in...).

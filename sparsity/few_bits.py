@@ -1,11 +1,12 @@
-"""Train weights with few bits. Each weight is a small whole number (its code) times the scale of its row. The code of
-an active weight is never 0, because only the mask makes weights 0.
+"""Train weights with few bits. Each weight is a small whole number (its code) times the scale of its row. Weights with
+the same first index are in the same row. The code of an active weight is never 0, because only the mask makes weights
+0.
 
-The training uses the straight-through estimator. The network computes with rounded weights. The gradients go to the
-numbers that are rounded (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
-The first dimension of a weight counts its rows. Other trained parameters, such as biases, are rounded to float16. If
-all weights of a row are masked, its bias becomes 0 when the mask is fixed. The biases of the next layer can learn to
-replace this bias.
+The training uses the straight-through estimator. For each weight, it keeps a number that is not rounded. The network
+computes with rounded weights. The gradients change the numbers that are not rounded (Bengio et al. 2013, arXiv
+1308.3432) and the scales (Esser et al. 2020, arXiv 1902.08153). Other trained parameters, such as biases, are rounded
+to float16 in the same way. If all weights of a row are masked, its bias becomes 0 when the mask is fixed, except in the
+last layer. The biases of the next layer can learn to replace this bias.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def largest_code(bits: int) -> int:
 
 
 def codes_of(weight: Tensor, bits: int) -> Codes | None:
-    """Compute the codes and scales of a weight tensor with few bits from its values. A file with the values therefore
-    need not contain codes and scales.
+    """Compute the codes and scales of a weight tensor with few bits from its values. If a file contains the values, it
+    therefore need not contain the codes and scales.
 
-    Code times scale is exactly the weight. In one case the result differs from the trained codes and scales: if all
-    codes of a row have a common divisor, the result may contain the codes divided by the divisor, and the scale
-    multiplied by the divisor.
+    Each code times its scale is exactly the weight. The codes and scales may differ from the trained ones in rows whose
+    codes have a common divisor: the result may then contain the codes divided by the divisor, and the scale multiplied
+    by it.
 
     Returns:
         The codes and scales, or None if no codes with this number of bits give the weight.
@@ -96,13 +97,13 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
 
 
 class Precision(NamedTuple):
-    """Describes how many bits the tensors of a network need.
+    """Describes with how many bits each tensor of a network can be stored exactly.
 
     Attributes:
         bits: the number of bits of a prunable weight. ALL_BITS means that the weight is not rounded. Otherwise the
             weight is a code times the scale of its row.
-        halves: the names of tensors that are not prunable, and whose values float16 represents exactly. If prunable
-            weights have few bits, these are all trained tensors that are not prunable.
+        halves: the names of the tensors that are stored as float16 without loss. If prunable weights have 8, 4 or 2
+            bits, these are the other trained tensors of the types float32 and float64. Otherwise there are none.
         biases: a dict from names of biases in `halves` to the names of their weights. Such a bias is exactly 0 in each
             row whose weights are all 0.
         signs: whether prunable weights are -1 and +1, with one bit and no scale.
@@ -144,14 +145,15 @@ class Precision(NamedTuple):
         return found
 
     def with_zeros(self, prunable: Collection[str]) -> set[str]:
-        """Return the names of the tensors whose zeros a packed file does not store."""
+        """Return the names of the tensors that a packed file can store without their zeros: the prunable weights and
+        the biases in `biases`."""
         return {*prunable, *self.biases}
 
 
 def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
     """Return a dict from names of biases to the names of their weights. A training with few bits sets these biases to 0
-    in rows whose weights are all masked. The bias of the last layer is left out, because it is added directly to the
-    outputs."""
+    in rows whose weights are all masked. The bias of the last layer is left out, because no later bias could replace
+    it."""
     params, found = dict(plain_parameters(model)), {}
     for layer in layers[:-1]:
         name = layer.name.removesuffix("weight") + "bias"
@@ -162,8 +164,8 @@ def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
 
 
 def halved(parameter: Tensor) -> bool:
-    """Return whether a training with few bits rounds this parameter to float16. The function is for parameters that do
-    not get few bits themselves."""
+    """Return whether a training with few bits rounds this parameter to float16. The parameter must not be one of the
+    weights that get few bits."""
     return parameter.requires_grad and parameter.dtype in EXACT
 
 
@@ -173,7 +175,7 @@ class FewBits:
 
     Attributes:
         bits: the number of bits of a weight: 8, 4 or 2.
-        steps: the number of steps with few bits, >= 0, after the other steps of the training.
+        steps: the number of steps that train weights with few bits, >= 0. They follow the other steps of the training.
     """
 
     bits: int
@@ -185,17 +187,17 @@ class FewBits:
 
 
 class FewBitsTraining:
-    """Trains weights with few bits, as the last part of a training, after the mask is fixed. Adam updates the scales,
-    the numbers that are rounded to codes, and all other parameters.
+    """Trains weights with few bits in the last steps of a training, after the mask is fixed. Adam updates three kinds
+    of numbers: the scales, the numbers whose rounded values are the codes, and all other parameters.
 
     Args:
         weights: the weights that get few bits.
-        masks: one mask for each weight, in the weight's shape. The masks are read when this part of the training
-            begins.
+        masks: one mask for each weight, in the weight's shape. The masks may change until the method `begin` reads
+            them.
         others: the other trained parameters.
-        how: the bits and the number of steps. The learning rates fall to 0 as a cosine.
-        biases: pairs of a bias in `others` and the index of its weight. The bias becomes 0 in rows whose weights are
-            all masked.
+        how: the number of bits and the number of steps. Over these steps, all learning rates fall to 0 as a cosine.
+        biases: pairs of a bias in `others` and the index of its weight in `weights`. The bias becomes 0 in rows whose
+            weights are all masked.
     """
 
     def __init__(
@@ -214,13 +216,14 @@ class FewBitsTraining:
         self._biases = list(biases)
 
     def bias_masks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of a bias and its mask, of the same shape. The mask is 0 in rows whose weights are all masked,
-        and otherwise 1."""
+        """Return pairs of a bias and its mask, of the same shape. An entry of the mask is 0 if all weights of its row
+        are masked, and otherwise 1."""
         return [(bias, self._masks[place].flatten(1).any(1).to(bias)) for bias, place in self._biases]
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Round the weights. Each row gets the scale with the smallest rounding error. A second call has no effect."""
+        """Round the weights. Several scales are tried for each row, and the scale with the smallest squared rounding
+        error is used. A second call has no effect."""
         if self.begun:
             return
         self._set_up()
@@ -327,7 +330,7 @@ class FewBitsTraining:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state. The masks must be the same as when the state was saved."""
+        """Load a state from `state_dict`. The masks must be the same as when the state was saved."""
         self.steps, self.begun = state["steps"], "latents" in state
         if self.begun:
             self._set_up()

@@ -1,4 +1,5 @@
-"""Compute Hoyer sparsity, its expected value for several distributions, and an exponent p for a target sparsity.
+"""Compute Hoyer sparsity, its expected value for several distributions of the weights, and an exponent p of the Lp
+sphere for a target sparsity.
 
 Hoyer sparsity measures how much a row is concentrated on few weights. It is not the fraction of zeros. Report the two
 numbers under different names.
@@ -20,8 +21,8 @@ def hoyer(w: Tensor) -> Tensor:
     >>> hoyer(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 3.0, 0.0]]))
     tensor([0., 1.])
 
-    The result is 0 if all magnitudes are equal, and 1 with a single nonzero weight. A row of zeros counts as 1. Source:
-    Hoyer, JMLR 5 (2004).
+    The result is 0 if all magnitudes are equal, and 1 if a single weight is nonzero. For a row of zeros, the result is
+    also 1. Source: Hoyer, JMLR 5 (2004).
 
     Args:
         w: weights of the shape (..., n) with n >= 2.
@@ -47,8 +48,8 @@ def _from_ratio(ratio: float, n: int) -> float:
 
 
 def expected_gamma(shape: float, power: float, n: int) -> float:
-    """Return the expected Hoyer sparsity of a row of n weights w_i, for large n, under an assumption: the numbers
-    |w_i|^power are independent and have a gamma distribution. The argument `shape` is the shape parameter of this
+    """Return the expected Hoyer sparsity of a row of n weights w_i, for large n. The function assumes that the numbers
+    |w_i|^`power` are independent and have a gamma distribution. The argument `shape` is the shape parameter of this
     distribution. Its scale parameter has no effect.
 
     By the law of large numbers, ||w||_1/||w||_2 approaches
@@ -59,13 +60,13 @@ def expected_gamma(shape: float, power: float, n: int) -> float:
 
 
 def expected_paper(p: float, n: int) -> float:
-    """Return the expected Hoyer sparsity of a row of n weights w_i that were trained with the exponent p, under an
-    assumption: the numbers w_i^2 are independent and have a gamma distribution with the shape k = 0.4 (p - 1). Under
-    this assumption, the result is exact for every n.
+    """Return the expected Hoyer sparsity of a row of n weights w_i that were trained on the Lp sphere, as in the LpSS
+    paper (arXiv 2103.16013). The function assumes that the numbers w_i^2 are independent and have a gamma distribution
+    with the shape k = 0.4 (p - 1). If this is true, the result is exact for every n.
 
     The squares of w/||w||_2 then have a Dirichlet distribution. The mean of ||w||_1/||w||_2 is therefore
     n G(k + 1/2) G(n k)/(G(k) G(n k + 1/2)), where G is the gamma function. The formula was reconstructed from the
-    figures of arXiv 2103.16013.
+    figures of the paper.
     """
     k = 0.4 * (p - 1)
     log = math.lgamma(k + 0.5) - math.lgamma(k) + math.lgamma(n * k) - math.lgamma(n * k + 0.5)
@@ -80,18 +81,20 @@ def expected_uniform(p: float, n: int) -> float:
 
 
 def expected_gaussian_dual(p: float, n: int) -> float:
-    """Return the expected Hoyer sparsity for large n if the dual image v = sign(w)|w|^(p-1) of the weights is Gaussian.
-    This distribution is a hypothesis of this project. It implies that |w|^(2(p-1)) has a gamma distribution with the
-    shape 1/2."""
+    """Return the expected Hoyer sparsity of a row of n weights w, for large n, if the numbers v = sign(w)|w|^(p-1) (the
+    dual image of w) are Gaussian with the mean 0. This distribution is a hypothesis of this project. The numbers
+    |w|^(2(p-1)) then have a gamma distribution with the shape 1/2."""
     return expected_gamma(0.5, 2 * (p - 1), n)
 
 
 def expected_below(p: float, level: float = 0.2) -> float:
-    """Return the fraction of weights below `level` times the mean magnitude of their neuron if the dual image v =
-    sign(w)|w|^(p-1) of the weights is Gaussian. This distribution is a hypothesis of this project.
+    """Return the fraction of a neuron's weights w whose magnitude is below `level` times the neuron's mean magnitude.
+    The function assumes that the numbers v = sign(w)|w|^(p-1) (the dual image of w) are Gaussian with the mean 0. This
+    distribution is a hypothesis of this project.
 
-    |w| = |v|^e with e = 1/(p-1), so that E|w| = 2^(e/2) G((e+1)/2)/sqrt(pi), where G is the gamma function. The
-    threshold for |v| is t = (level E|w|)^(1/e), and the fraction is erf(t/sqrt 2).
+    The variance of v has no effect, so let it be 1. Then |w| = |v|^e with e = 1/(p-1), and
+    E|w| = 2^(e/2) G((e+1)/2)/sqrt(pi), where G is the gamma function. The threshold for |v| is t = (level E|w|)^(1/e),
+    and the fraction is erf(t/sqrt 2).
     """
     e = 1 / (p - 1)
     log_mean = (e / 2) * math.log(2) + math.lgamma((e + 1) / 2) - 0.5 * math.log(math.pi)
@@ -100,19 +103,19 @@ def expected_below(p: float, level: float = 0.2) -> float:
 
 def suggest_p(target: float, *, level: float = 0.2) -> float:
     """Return the exponent p of the Lp sphere for a target sparsity. With this p, the fraction `target` of a neuron's
-    weights is below `level` times the neuron's mean `|w|` if the dual image v = sign(w)|w|^(p-1) of the weights is
-    Gaussian.
+    weights w has a magnitude below `level` times the neuron's mean `|w|`, if the numbers v = sign(w)|w|^(p-1) (the dual
+    image of w) are Gaussian.
 
-    Use the value as a prior for a search of p. Published choices of p lie near it. The value does not apply if the sum
-    of the learning rates over all steps (the metric `travel`) stays near 1, because the weights then depend on their
-    initialisation.
+    Use the result as the first guess in a search for the best p. The values of p in the LpSS paper (arXiv 2103.16013)
+    lie near it. The result is not useful if the sum of the learning rates over all steps (the metric `travel`) is not
+    far above 1, because the trained weights then depend on their initialisation.
 
     >>> round(suggest_p(0.9), 2)
     1.1
 
     Args:
         target: sparsity in [0, 1).
-        level: the threshold as a multiple of the neuron's mean `|w|`, in (0, 1). The published value is 0.2.
+        level: the threshold as a multiple of the neuron's mean `|w|`, in (0, 1). The value in the paper is 0.2.
 
     Returns:
         p in [1.02, 2]. If no p in this range gives the target, p is the nearest end of the range.

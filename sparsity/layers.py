@@ -23,12 +23,12 @@ class Layer:
     """Describes one prunable weight of a network.
 
     Attributes:
-        name: its name in the network's state_dict, without the prefixes of wrappers.
+        name: the weight's name in the network's state_dict, without the prefixes of wrappers.
         weight: the parameter.
         sphere: whether LpSGD trains the weight on the Lp sphere (see LpSGD).
         orientation: how the weight is viewed as a matrix (neurons, fan-in).
-        normalised: whether a batch or instance normalisation follows directly, so that the scale of a row has no
-            effect.
+        normalised: whether a batch or instance normalisation directly follows the layer, so that the scale of a row has
+            no effect.
     """
 
     name: str
@@ -60,23 +60,22 @@ class LayerRules:
     Attributes:
         dense: rules for weights that are neither pruned nor on the sphere.
         off_sphere: rules for weights that are pruned but not on the sphere. If None, the choice of the LpSS paper
-            (arXiv 2103.16013) applies. The last layer is then off the sphere, because its scale is that of the logits.
-            Convolutions with one input channel are also off the sphere, because their fan-in is too small to select
-            weights in it. So are layers whose neurons have a single weight. Frozen weights are never on the sphere.
-        prune: a dict that selects weights to prune which are not pruned by default, as in {"embedding.weight": 1}. The
-            key is a rule. The value is the index, or the tuple of indices, of the dimensions of the parameter that are
-            the fan-in of its neurons. A frozen weight stays dense if no rule in `prune` selects it.
-        last: the names of the last layer's weights. If None, `prunable_layers` calls the network with its argument
-            `example` to find the last layer. Without an example, `prunable_layers` takes the layer that was registered
-            last.
-        normalised: the names of weights that a batch or instance normalisation follows directly, so that the scale of a
-            row has no effect. If None, `prunable_layers` calls the network with its argument `example` to find these
-            weights. Without an example, `prunable_layers` takes the layers after which such a normalisation was
-            registered.
+            (arXiv 2103.16013) applies. Three kinds of layers are then off the sphere: the last layer, because its scale
+            is that of the logits; convolutions with one input channel, because their neurons have too few weights to
+            choose from; and layers whose neurons have a single weight. Frozen weights are never on the sphere.
+        prune: a dict for weights that are not pruned by default, but are to be pruned, as in {"embedding.weight": 1}.
+            The key is a rule. The value is the index, or the tuple of indices, of the dimensions of the parameter that
+            are the fan-in of its neurons. A frozen weight is only pruned if a rule in `prune` selects it.
+        last: the names of the last layer's weights. If None, `prunable_layers` finds the last layer. With an example,
+            it calls the network with the example. Without an example, it takes the layer that was registered last.
+        normalised: the names of the weights of layers that a batch or instance normalisation directly follows, so that
+            the scale of a row has no effect. If None, `prunable_layers` finds these layers. With an example, it calls
+            the network with the example. Without an example, it takes the layers directly after which such a
+            normalisation was registered.
         pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
             whose shape does not fit the pattern stay dense.
-        neurons: the groups of neurons that can only be removed together, from `neuron_groups`. These groups are
-            required only if the training begins with a part of the network's neurons. None if the groups are not known.
+        neurons: the groups of neurons that can only be removed together, from `neuron_groups`, or None if the groups
+            are not known. The groups are required only if the setting `width` of the method is less than 1.
 
     Raises:
         ValueError: if the text of `pattern` describes no pattern.
@@ -104,8 +103,8 @@ def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor
 
 
 def has_normalisation(model: nn.Module) -> bool:
-    """Return whether the network has a batch, instance, layer, group or RMS normalisation. The magnitudes of weights in
-    different neurons then cannot be compared."""
+    """Return whether the network has a batch, instance, layer, group or RMS normalisation. If it has one, the
+    magnitudes of weights in different neurons cannot be compared."""
     kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())
 
@@ -123,12 +122,12 @@ class DeadNeurons(NamedTuple):
 
 
 def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, DeadNeurons]:
-    """Return a dict from names of layers to the numbers of their dead neurons. Layers without dead neurons are left
-    out. The incoming weights of a dead neuron are all masked.
+    """Return a dict from names of layers to instances of DeadNeurons. The incoming weights of a dead neuron are all
+    masked. Layers without dead neurons are left out.
 
     Args:
         layers: the prunable layers.
-        masks: one for each layer, in the shape of its weight.
+        masks: one mask for each layer, in the shape of the layer's weight.
     """
     found = {}
     for layer, mask in zip(layers, masks, strict=True):
@@ -141,9 +140,9 @@ class LeftDense(NamedTuple):
     """Describes a weight matrix that is not pruned.
 
     Attributes:
-        name: its name in the network's state_dict.
-        reason: why it is not pruned.
-        size: its number of weights.
+        name: the matrix's name in the network's state_dict.
+        reason: why the matrix is not pruned.
+        size: the number of weights in the matrix.
     """
 
     name: str
@@ -156,19 +155,20 @@ def prunable_layers(
 ) -> list[Layer]:
     """Return the prunable weights of linear, convolution, attention and recurrent layers, in the network's order.
 
-    A shared weight is listed once. Biases and normalisation layers are neither prunable nor on the sphere. Frozen
-    weights and weights that are computed from other parameters are left out. `left_dense` lists them.
+    A shared weight is listed once. Biases and normalisation layers are neither prunable nor on the sphere. Weight
+    matrices that are frozen or computed from other parameters are left out, except if a rule in `rules.prune` selects
+    them. The function `left_dense` lists the matrices that are left out.
 
     Args:
         model: the network.
         rules: rules that select the weights to prune and the weights on the Lp sphere (see LpSGD).
         sphere: whether weights may lie on the sphere. If False, `Layer.sphere` is False for all layers.
-        example: a batch of inputs, for one call of the network. The last layer is then the layer that no other layer
-            follows on the way to the outputs. If None, the last layer is the layer that was registered last.
+        example: a batch of inputs, for one call of the network. The call shows which layer is last: no other layer lies
+            between it and the outputs. If None, the last layer is the layer that was registered last.
 
     Raises:
-        ValueError: if there is no layer to prune, if a rule fits no weight, if values of a weight share memory with
-            each other or with another tensor, or if the network is TorchScript.
+        ValueError: if there is no layer to prune, if a rule fits no weight, if two values of a weight share memory, if
+            a weight shares memory with another tensor, or if the network is TorchScript.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is TorchScript, whose layers cannot be seen: give the nn.Module it was made from")
@@ -211,9 +211,9 @@ class NetworkSize:
     """Counts the prunable and other parameters of a network.
 
     Attributes:
-        layers: the number of prunable tensors.
+        layers: the number of prunable weight matrices.
         prunable: the number of weights in them.
-        dense: the weight matrices that stay dense.
+        dense: descriptions of the weight matrices that stay dense.
         parameters: the number of all values in parameters, trained or frozen.
         pattern: the pattern of the zeros.
     """
@@ -230,7 +230,7 @@ class NetworkSize:
         return self.prunable + sum(one.size for one in self.dense)
 
     def sparsity_matrices(self, nonzero: int) -> float:
-        """Return the fraction of zeros in all weight matrices.
+        """Return the number of zeros in prunable weights, divided by the number of weights in all weight matrices.
 
         Args:
             nonzero: the number of prunable weights that are not zero.
@@ -246,7 +246,7 @@ class NetworkSize:
         none.
 
         Args:
-            most: the largest number of matrices that are named.
+            most: at most so many matrices are named.
         """
         largest = sorted(self.dense, key=lambda one: -one.size)
         named = ", ".join(f"{one.name} {self.share(one):.1%} ({one.reason})" for one in largest[:most])
@@ -268,9 +268,9 @@ def with_last_layer(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
-    """Return a copy of the rules. If the attribute `last` or `normalised` is None, a call of the network determines its
-    value in the copy. `last` stays None if `off_sphere` is not None, because `last` then has no effect. The arguments
-    after `rules` have the same meaning as in `followers`."""
+    """Return a copy of the rules. If `last` or `normalised` is None in `rules`, a call of the network determines its
+    value for the copy. `last` stays None if `off_sphere` is not None, because `last` then has no effect. The other
+    arguments have the same meaning as in the function `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules

@@ -14,17 +14,17 @@ _SMALLEST = 2.0**-100
 
 
 def zeros_for(sparsity: float, weights: int) -> int:
-    """Return the least number of zeros z with z / weights >= sparsity.
+    """Return the smallest whole number z with z / `weights` >= `sparsity`.
 
-    `sparsity` counts as the decimal number that Python prints for it. A sparsity of 0.9 and 1000 weights thus give
-    exactly 900. The rounding of binary numbers could otherwise give 901.
+    The function takes `sparsity` as the decimal number that Python prints for it. The sparsity 0.9 and 1000 weights
+    therefore give exactly 900. With the binary number in memory, rounding could give 901.
     """
     return math.ceil(Fraction(repr(float(sparsity))) * weights)
 
 
 def sparsity_with(zeros: int, weights: int) -> float:
-    """Return the largest sparsity for which `zeros_for` requires at most `zeros` zeros. The result is zeros / weights,
-    or the next smaller float if this division was rounded up."""
+    """Return the largest sparsity that needs at most `zeros` zeros (see `zeros_for`). It is zeros / weights, or the
+    next smaller float if this quotient was rounded up."""
     sparsity = zeros / weights
     return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
 
@@ -32,8 +32,8 @@ def sparsity_with(zeros: int, weights: int) -> float:
 def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]:
     """Return, for each tensor, the minimum number of ones that its mask must have in each row.
 
-    This number is `a_row`, or the length of the row if the row is shorter. If the masks would then need more than
-    `keep` ones in all, a smaller `a_row` is used for all tensors. The first dimension of a tensor counts its rows.
+    This number is the smaller of `a_row` and the length of the row. If the masks would then need more than `keep` ones
+    in all, `a_row` is reduced for all tensors until they do not. Each index of a tensor's first dimension is a row.
     """
     floors = [min(a_row, shape[1:].numel()) for shape in shapes]
     if sum(shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)) <= keep:
@@ -47,10 +47,12 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_ro
     If several scores are equal, torch.topk chooses among them, so that the number of ones is always exact.
 
     Args:
-        scores: one tensor of any shape for each layer. NaN is not allowed. Entries with -inf are chosen last.
+        scores: one tensor of any shape for each layer. NaN is not allowed. An entry with the score -inf gets a one only
+            after all other entries.
         keep: the number of ones, from 0 to the number of all entries.
-        at_least: the minimum number of ones in each tensor. A layer without connections would cut the network in two.
-            This minimum has no effect if rows have a minimum (`a_row`), or if `keep` is too small for all tensors.
+        at_least: the minimum number of ones in each tensor, because a layer without any connection would cut the
+            network in two. This minimum has no effect if rows have a minimum (`a_row`), or if the minimums of all
+            tensors together exceed `keep`.
         a_row: the minimum number of ones in each row. `row_floors` reduces it if a row or `keep` is too small.
 
     Raises:
@@ -75,7 +77,8 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_ro
 
 
 def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Return a mask on the CPU with zeros at random positions: exactly `zeros_for(sparsity, n)` of n entries."""
+    """Return a mask on the CPU with zeros at random positions. The mask has exactly `zeros_for(sparsity, n)` zeros,
+    where n is the number of its entries."""
     n = shape.numel()
     mask = torch.ones(n, dtype=dtype)
     mask[torch.randperm(n, generator=generator)[: zeros_for(sparsity, n)]] = 0.0
@@ -93,8 +96,8 @@ def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None
 
 
 def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Multiply the first tensor of each pair by the second, in place. If there are more than two pairs, one operation
-    multiplies them all, which starts fewer GPU kernels."""
+    """Multiply the first tensor of each pair by the second, in place. More than two pairs are multiplied in one
+    operation, because this starts fewer GPU kernels."""
     if len(pairs) > 2:
         torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
         return
@@ -103,8 +106,8 @@ def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def keep_active(weight: Tensor, mask: Tensor) -> None:
-    """Replace unmasked entries of a weight tensor that are zero or almost zero by a tiny number, in place. The tensor
-    then has exactly as many nonzero entries as its mask."""
+    """Replace unmasked weights that are zero or almost zero by a tiny positive number, in place. The number of nonzero
+    weights is then exactly the number of ones in the mask."""
     info = torch.finfo(weight.dtype)
     smallest = max(_SMALLEST, info.tiny * info.eps)  # 2^-24 for float16
     weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

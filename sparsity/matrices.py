@@ -30,14 +30,15 @@ class Matrix:
     """Describes a weight matrix of a network.
 
     Attributes:
-        name: its name in the network's state_dict, without the prefixes of wrappers. If the layer computes the weight
-            from other parameters, the name is that of the layer's attribute.
-        module: the module that contains it.
-        params: its parameters. There are several only if the layer computes the weight, as under torch's
-            parametrizations. A parameter that a rule selects comes first.
-        orientation: which dimensions are the fan-in. None if neither the layer's class nor a rule determines them.
-        is_layer: whether it is the weight of a layer whose class is known.
-        reason: why the matrix is not prunable without a rule. The reason is empty if the matrix is prunable.
+        name: the matrix's name in the network's state_dict, without the prefixes of wrappers. If the layer computes the
+            matrix from other parameters, the name contains the attribute of the layer that holds the result.
+        module: the module that contains the matrix.
+        params: the matrix itself, or, if the layer computes the matrix (as with torch's parametrizations), all
+            parameters from which it is computed. A parameter that a rule selects comes first.
+        orientation: which dimensions are the fan-in, or None if neither the layer's class nor a rule determines them.
+        is_layer: whether the matrix is the weight of a layer whose class is known.
+        reason: why the matrix is not pruned unless a rule selects it (see `LayerRules.prune`). The reason is empty if
+            the matrix is prunable.
     """
 
     name: str
@@ -58,7 +59,8 @@ class Matrix:
         return len((self.orientation or STANDARD).rows(self.params[0].detach()))
 
     def better_known(self, other: Matrix) -> bool:
-        """Return whether this object describes the same parameter more completely than the other one."""
+        """Return whether this object describes a parameter more completely than `other`. An object with an orientation
+        is more complete. If both or none have an orientation, an object without a `reason` is more complete."""
         return (self.orientation is not None, not self.reason) > (other.orientation is not None, not other.reason)
 
     def fits(self, rule: Rule) -> bool:

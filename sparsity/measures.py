@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.wrappers import plain_name
 
 
 class Measures:
-    """Adds methods that measure a training, such as its sparsity. SparseTraining inherits from this class."""
+    """Adds methods to SparseTraining that measure a training, for example its sparsity."""
 
     model: nn.Module
     layers: Sequence[Layer]
@@ -25,7 +25,7 @@ class Measures:
     lr_sum: float
 
     def measures(self) -> dict[str, float]:
-        """Return a dict from the names of measures to the values for the current network.
+        """Return a dict from the names of the following measures to their values for the current network.
 
         Returns:
             sparsity: the fraction of the prunable weights that are masked.
@@ -33,7 +33,7 @@ class Measures:
             hoyer: the mean Hoyer sparsity of the rows.
             nonzero_weights: the number of prunable weights that are not masked.
             travel: the sum of the learning rates on the Lp sphere over all steps so far.
-            threshold, grow_rate: see `adaptation`. They may be missing.
+            threshold, grow_rate: see `adaptation`. The dict may lack these two measures.
         """
         zeros, weights = self.zeros()
         return {
@@ -48,9 +48,9 @@ class Measures:
     def check_finite(self) -> None:
         """Raise FloatingPointError if a trained parameter is NaN or infinite. The message names the parameter.
 
-        After a step with a NaN or infinite gradient, the parameter stays NaN or infinite. On a CPU, LpSGD already
-        checks the gradients in each step and raises this error. On a GPU, such a check would stall the device in each
-        step. Call this method once in each epoch instead.
+        One step with a NaN or infinite gradient is enough to make a parameter NaN or infinite for all later steps. Call
+        this method once in each epoch to notice this. On a CPU, LpSGD also checks the gradients in each step and raises
+        this error. On a GPU it does not, because such a check would stall the device in each step.
         """
         trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
         finite = torch.stack([param.isfinite().all() for param in trained.values()])
@@ -76,14 +76,15 @@ class Measures:
         }
 
     def adaptation(self) -> dict[str, float]:
-        """Return measures of the last update of the masks. "threshold" is the drop threshold. Connections were dropped
-        if their magnitude was less than this multiple of the mean magnitude of their neuron. "threshold" is missing for
-        methods without such a threshold. "grow_rate" is the number of new connections divided by the number of dropped
-        connections. The result is empty if the masks are fixed."""
+        """Return a dict with measures of the last update of the masks. "threshold" is the drop threshold: a connection
+        was dropped if its magnitude was less than the threshold times the mean magnitude of its neuron's active
+        connections. Methods without such a threshold do not have this measure. "grow_rate" is the number of new
+        connections divided by the number of dropped connections. The dict is empty if the masks are fixed."""
         known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
         return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
 
     def hoyer(self) -> float:
-        """Return the mean Hoyer sparsity of all rows in the prunable layers, in [0, 1]. Masked weights count as 0."""
+        """Return the mean Hoyer sparsity of all rows in the prunable layers, in [0, 1]. Masked weights are included as
+        zeros."""
         rows = [hoyer(rows) for rows in (layer.rows() for layer in self.layers) if rows.shape[1] > 1]
         return float(torch.cat(rows).mean()) if rows else 0.0

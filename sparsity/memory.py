@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if a write to one value of a parameter would change another value.
+    """Raise ValueError if a trained or prunable parameter has two values in the same memory, or if a prunable weight
+    shares memory with another parameter or buffer. One parameter that is used in several places is allowed.
 
     Args:
         model: the network.

@@ -1,5 +1,5 @@
-"""Pack signs as bits. The bit 1 stands for +1, and the bit 0 for -1. The lowest bit of a byte comes first. Each row
-begins at a new byte."""
+"""Pack the signs in a matrix as bits. The bit 1 stands for +1, and the bit 0 for -1. The lowest bit of a byte comes
+first. Each row of the matrix begins at a new byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def pack(positive: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:
-    """Undo `pack`. Return signs of the shape (rows, n), as -1 and +1 in float32."""
+    """Undo `pack`. Return signs of the shape (rows, n), as -1 and +1 in float32. The argument `n` is the length of a
+    row before `pack`."""
     if packed.device.type == "cpu":
         bits = torch.from_numpy(np.unpackbits(packed.contiguous().numpy(), axis=1, count=n, bitorder="little"))
     else:

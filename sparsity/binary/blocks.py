@@ -1,7 +1,9 @@
-"""Train a binary layer with its normalisation and activation, in little memory. Only a few rows are computed at a time.
+"""Train a binary layer with its normalisation and activation, in little memory. At any time, the outputs of only a few
+neurons (rows of the weight) are computed.
 
 Only the signs of the activations are stored for the backward pass. The gradient of the normalisation also uses only
-these signs (Wang et al. 2021, arXiv 2102.04270, with batch normalisation by the mean magnitude).
+these signs (Wang et al. 2021, arXiv 2102.04270). The normalisation is a batch normalisation that divides by the mean
+magnitude instead of the standard deviation.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _TOGETHER = 1 << 15
 
 def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise the products of weights and inputs. For each row (neuron), subtract the mean over examples and
-    positions, then divide by the mean magnitude.
+    positions, then divide by the mean magnitude of the differences.
 
     Args:
         y: the products, shape (batch, rows, positions). This tensor does not change.
@@ -40,12 +42,12 @@ def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
     """Return the gradient with respect to the argument of `normalise`. The gradient is approximate, because it is
-    computed from signs. It is exact if all normalised products have the same magnitude and the bias is 0. This bias is
-    the attribute `bias` of BinaryBlock. BinaryBlock adds it to the normalised products.
+    computed from the signs of h = normalised products + bias. The bias is the attribute of BinaryBlock. The gradient is
+    exact if the bias is 0 and all normalised products have the same magnitude.
 
     Args:
         grad: the gradient with respect to the normalised products.
-        sign: the signs of the sums of normalised products and bias: -1 or +1, in the shape of `grad`.
+        sign: the signs of h, -1 or +1, in the shape of `grad`.
         size: the mean magnitudes, shape (rows,).
     """
     u = grad / size[:, None]
@@ -54,13 +56,13 @@ def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
 
 
 def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
-    """Yield slices of a weight's rows. The number of rows in each slice, except the last, is a multiple of 8. The bits
-    of a slice are therefore whole bytes.
+    """Yield slices that divide a weight's rows. The number of rows in each slice, except the last, is a multiple of 8,
+    so that the bits of a slice fill whole bytes.
 
     Args:
         weight: the weight, shape (rows, ...).
-        results: how many outputs are computed for each row, for instance the batch size. The larger this number is, the
-            fewer rows a slice has.
+        results: a number of results for each row, such as the batch size. The larger this number is, the fewer rows a
+            slice has, so that a slice needs little memory.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))
@@ -132,15 +134,16 @@ class BinaryBlock(nn.Module):
     """A linear layer or convolution whose weights are -1 or +1, together with the batch normalisation and the
     activation that follow it. The normalisation divides by the mean magnitude.
 
-    The backward pass keeps only the signs of the gradients of the weights.
+    The backward pass stores only the signs of the gradients in `weight.grad`.
 
     Attributes:
         weight: latent weights in [-1, 1], float16, shape (rows, fan-in...). The block computes with their signs.
         bias: added after the normalisation, shape (rows).
-        running_mean, running_size: the mean and the mean magnitude of the products, for evaluation mode.
+        running_mean, running_size: moving averages of the mean and the mean magnitude of the products. Evaluation mode
+            uses them.
         kind: the activation: "sign", "relu" or "none".
-        before: a tuple with the previous block, whose outputs are this block's inputs. The tuple is empty if the inputs
-            are not signs.
+        before: a tuple with the block whose outputs are the inputs of this block. The tuple is empty if the inputs are
+            not signs.
     """
 
     running_mean: Tensor
@@ -167,8 +170,8 @@ class BinaryBlock(nn.Module):
         return out
 
     def take_signs(self) -> Tensor | None:
-        """Return the signs of the latest outputs as bits, or None if there are no such signs. This block does not keep
-        the bits, because the next block stores them for its backward pass."""
+        """Return the signs of the latest outputs in training mode as bits, and forget them: the next block stores the
+        bits for its backward pass. Return None if the signs were returned before, or if there are none."""
         given, self._given = self._given, None
         return given
 

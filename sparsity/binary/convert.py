@@ -20,7 +20,8 @@ _KEPT = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
 class Place(NamedTuple):
-    """A module without children, and its position in the network: the module is the child `key` of `parent`."""
+    """Describes a module without children, and its position in the network: the module is the child of `parent` with
+    the name `key`. `name` is its full name in the network."""
 
     parent: nn.Module
     key: str
@@ -40,7 +41,7 @@ def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlo
     activation, dropout and pooling that follow its layer.
 
     Args:
-        model: an nn.Sequential of layers. It may contain other nn.Sequential.
+        model: an nn.Sequential of layers. Its children may also be nn.Sequential.
         activations: "binary" or "real". With "real", only the weights are binary, and a ReLU follows each layer except
             the last.
 
@@ -79,7 +80,7 @@ def fold(model: nn.Module) -> list[tuple[str, SignLayer]]:
 
 def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Prepare a new network, in place, for `load_state_dict(tensors)`. If the tensors come from a binary network after
-    `fold`, apply `make_binary` and `fold` to the new network. Otherwise do nothing."""
+    `fold`, the function calls `make_binary` and `fold` for the new network. Otherwise it does nothing."""
     own = model.state_dict()
     if not any(
         name in own and own[name].is_floating_point() and one.dtype == torch.int8 for name, one in tensors.items()

@@ -37,7 +37,7 @@ def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
 
 
 def activated(h: Tensor, kind: Kind) -> Tensor:
-    """Return the activation of normalised values."""
+    """Return the outputs of the activation `kind` for the normalised values `h`."""
     return signs(h) if kind == "sign" else h.relu() if kind == "relu" else h
 
 
@@ -46,8 +46,8 @@ class SignLayer(nn.Module):
 
     Attributes:
         weight: int8 of -1 and +1, shape (rows, fan-in...).
-        threshold: for a layer whose outputs are signs, the smallest product for which the output is +1. The threshold
-            is a whole number if the inputs are signs, too.
+        threshold: for a layer whose outputs are signs. The output is +1 if the product is at least the threshold, and
+            otherwise -1. The threshold is a whole number if the inputs are signs, too.
         scale, offset: for other layers, the outputs are scale * product + offset, followed by the activation.
     """
 
@@ -69,7 +69,7 @@ class SignLayer(nn.Module):
 
 
 def whole_threshold(threshold: Tensor, fan_in: int) -> Tensor:
-    """Round thresholds up to whole numbers. The outputs of the layer stay the same, because the products are sums of
-    `fan_in` signs and therefore whole numbers."""
+    """Round the thresholds of a layer up to whole numbers. The inputs of the layer must be signs. Each product is then
+    a sum of `fan_in` signs, therefore a whole number, and the outputs of the layer stay the same."""
     kept = threshold.ceil().clamp(-fan_in, fan_in + 1)
     return kept.to(torch.int16 if fan_in < torch.iinfo(torch.int16).max else torch.int32)

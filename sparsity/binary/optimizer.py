@@ -1,8 +1,9 @@
-"""Optimize binary weights with a form of Adam or with Bop. Both use only the signs of the gradients.
+"""Optimize the weights of binary blocks with a variant of Adam or with Bop. Both use only the signs of the gradients.
 
-The form of Adam stores no second moment. Bop is an optimizer for binary networks that flips signs (see `bop`).
+The variant of Adam stores no second moment. Bop is an optimizer for binary networks that flips signs (see `bop`).
 
-A weight is updated within the backward pass as soon as its gradient exists. The gradient is then released.
+A weight is updated within the backward pass as soon as its gradient exists. The memory of the gradient is then
+released.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ FLIPS = ("signs", "bop")
 
 
 def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: int) -> None:
-    """Make a step of Adam (Kingma and Ba 2015) in place, for gradients that are always -c or +c.
+    """Make a step of Adam (Kingma and Ba 2015) in place, under the assumption that all gradients have the same
+    magnitude c.
 
-    Adam divides by the root of the mean square of the gradients. This root is c, so the second moment need not be
-    stored. The factor c cancels out, and `grad` contains only signs. The weights stay within [-1, 1].
+    Adam divides the mean of the gradients by the root of their mean square. This root is c, so the second moment need
+    not be stored. In the quotient c cancels out, so `grad` contains only the signs. The weights stay within [-1, 1].
 
     Args:
         weight: latent weights in [-1, 1].
@@ -38,8 +40,9 @@ def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: i
 
 
 def bop(weight: Tensor, mean: Tensor, grad: Tensor, gamma: float, tau: float) -> None:
-    """Flip the sign of a weight, in place, if the magnitude of its mean gradient exceeds tau and the mean gradient has
-    the same sign as the weight (Helwegen et al. 2019, arXiv 1906.02107).
+    """Flip the signs of weights in place. A weight flips if the moving mean of its gradient has a magnitude above tau
+    and the same sign as the weight (Helwegen et al. 2019, arXiv 1906.02107). Here, the mean is computed from the signs
+    of the gradients.
 
     Args:
         weight: -1 or +1.
@@ -68,7 +71,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
         weights: the weights of binary blocks.
         others: the other parameters.
         lr: the learning rate of Adam.
-        flips: how binary weights are updated: "signs" for the form of Adam (see `adam_of_signs`), "bop" for Bop (see
+        flips: how binary weights are updated: "signs" for the variant of Adam (see `adam_of_signs`), "bop" for Bop (see
             `bop`).
         gamma, tau: the arguments of `bop`.
     """
@@ -105,7 +108,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
             hook.remove()
 
     def close(self) -> None:
-        """Remove the hooks of the weights and the state of the optimizer."""
+        """End the updates: remove the hooks of the weights, and clear the state of the optimizer."""
         self._let_go()
         self.state.clear()
 

@@ -1,8 +1,9 @@
 """Compute linear layers with XOR and popcount, if all weights and inputs are signs. The computation needs a CPU and
 compiled code (sparsity/optim/popcount.c).
 
-Two vectors of n signs are stored as the bits x and w. Their inner product is n - 2 popcount(x xor w). One operation on
-64 bits replaces 64 multiplications. Between such layers, signs stay packed as bits.
+Two vectors of n signs are stored as bit vectors x and w. Their inner product is n - 2 popcount(x xor w). An XOR and a
+popcount of 64 bits replace 64 multiplications. If several layers of this kind follow each other, the signs between them
+stay packed as bits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def available() -> bool:
 
 
 def to_words(positive: Tensor) -> Tensor:
-    """Pack a Boolean tensor of shape (rows, n) into int64 of shape (rows, ceil(n / 64)). Unused bits are 0."""
+    """Pack a Boolean tensor of shape (rows, n) into int64 of shape (rows, ceil(n / 64)), the lowest bit first. Unused
+    bits are 0."""
     packed = pack(positive)
     return torch.nn.functional.pad(packed, (0, -packed.shape[1] % 8)).view(torch.int64)
 
@@ -35,8 +37,8 @@ def to_words(positive: Tensor) -> Tensor:
 class PopcountLayer(nn.Module):
     """A linear layer whose weights and inputs are signs.
 
-    The inputs are -1 and +1 as numbers, or bits from `to_words`. The outputs are numbers, with one exception: if they
-    are signs and `packs` is True, they are bits as from `to_words`.
+    The inputs are -1 and +1 as numbers, or bits from `to_words`. The outputs are numbers. Only if they are signs and
+    the attribute `packs` is True, they are bits in the format of `to_words`, for a PopcountLayer that follows.
     """
 
     least: Tensor | None

@@ -1,8 +1,8 @@
-"""Compute the product of weights and inputs in a block, and its gradients. The block is a linear layer, or a
-convolution with max pooling.
+"""Compute the product of the weights and inputs of a block, and the gradients of this product. The block is a linear
+layer, or a convolution with max pooling.
 
 A call of LinearProduct or ConvolutionProduct takes the inputs, and the signs of some rows of the layer's weight. It
-returns a tensor of the shape (batch, rows, ...).
+returns a tensor of the shape (batch, number of these rows, ...).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class LinearProduct(NamedTuple):
         return x @ weight.t()
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight. If `by_input` is a tensor, add the gradient of the inputs to this
-        tensor."""
+        """Return the gradient with respect to the weight. If `by_input` is not None, add the gradient with respect to
+        the inputs to this tensor."""
         if by_input is not None:
             by_input.addmm_(grad, weight)
         return grad.t() @ x
@@ -33,8 +33,8 @@ class ConvolutionProduct(NamedTuple):
 
     Attributes:
         stride, padding, dilation: the settings of the convolution.
-        fill: the value of the padding. It is -1 if the inputs are signs, because 0 is no sign, and otherwise 0.
-        pool: the height and the width of a pooling window. The strides of the pooling equal this size. (1, 1) means no
+        fill: the value of the padding: -1 if the inputs are signs (0 is not a sign), and otherwise 0.
+        pool: the height and the width of a pooling window, which are also the strides of the pooling. (1, 1) means no
             pooling.
     """
 
@@ -49,8 +49,9 @@ class ConvolutionProduct(NamedTuple):
         return results if self.pool == (1, 1) else F.max_pool2d(results, self.pool)
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight. If `by_input` is a tensor, add the gradient of the inputs to this tensor.
-        The positions of the maxima are computed again, because the forward pass does not store them."""
+        """Return the gradient with respect to the weight. If `by_input` is not None, add the gradient with respect to
+        the inputs to this tensor. The positions of the maxima are computed again, because the forward pass does not
+        store them."""
         padded, how = self._padded(x), (self.stride, 0, self.dilation)
         if self.pool != (1, 1):
             results = self._convolved(padded, weight)

@@ -1,4 +1,4 @@
-"""Train a binary network with the methods of SparseTraining."""
+"""Train a binary network through the same interface as SparseTraining."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BinaryTraining(SparseTraining):
         model: a network that can be binary; see the function `make_binary`.
         activations: "binary" or "real", as in `make_binary`.
         total_steps: the number of steps. The learning rate falls to 0 at the last step.
-        settings: the arguments lr, flips, gamma and tau of BinaryOptimizer.
+        settings: keyword arguments for BinaryOptimizer: lr, flips, gamma and tau.
     """
 
     steps_in_backward = True
@@ -99,15 +99,15 @@ class BinaryTraining(SparseTraining):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Return a context manager that changes nothing, because no weight of a binary network is pruned."""
+        """Return a context manager that changes nothing: this network has no weights to prune."""
         yield
 
     def zeros(self) -> tuple[int, int]:
-        """Return (0, the number of weights in all layers)."""
+        """Return the number of zero weights, which is 0, and the number of weights in all layers."""
         return 0, self._weights
 
     def hoyer(self) -> float:
-        """Return 0, because all weights of a row have the same magnitude."""
+        """Return the Hoyer sparsity. It is 0, because all weights of a row have the same magnitude."""
         return 0.0
 
     def check_finite(self) -> None:

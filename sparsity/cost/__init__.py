@@ -1,2 +1,2 @@
-"""Compute the costs of a network: multiply-adds, memory, and the bytes of a packed file, where zeros need almost no
-space."""
+"""Compute the costs of a network: multiply-adds, memory during a computation, and the bytes of a packed file. A packed
+file stores a network in few bytes: zeros need almost no space in it."""

@@ -16,15 +16,16 @@ class Form(NamedTuple):
     """Describes how a file stores a tensor: the form, and the positions of the nonzero values.
 
     Attributes:
-        form: one of the numbers DENSE, BITMAP and RICE, or the sum of one of them and COMPACT. The sum means that the
-            file stores only a small matrix: the rows and columns that have values.
+        form: one of the numbers DENSE, BITMAP and RICE, or one of these numbers plus COMPACT. With COMPACT, the file
+            stores only a small matrix: the rows and columns that have nonzero values.
         k: the parameter of RICE.
-        bits: the number of bits that the tensor takes in addition to its nonzero values. With the form DENSE, these are
-            the bits of the zeros, which DENSE also stores. Each part of the tensor is rounded up to whole bytes.
+        bits: the number of bits that the positions of the nonzero values take. With the form DENSE, which stores zeros
+            like other values, it is the number of bits of the zeros. Values, bitmaps and other parts are each rounded
+            up to whole bytes.
         places: the positions of the nonzero values in the flat tensor, in ascending order. With COMPACT these are
             positions in the small matrix.
         n: the number of all positions, with and without nonzero values.
-        sets: with COMPACT, the rows and the columns of the small matrix.
+        sets: with COMPACT, the rows and the columns of the small matrix, each as Runs. Otherwise an empty tuple.
     """
 
     form: int
@@ -36,12 +37,12 @@ class Form(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Describes the rows or columns that have values, as runs of consecutive indices.
+    """Describes the rows (or the columns) that have nonzero values, as runs of consecutive indices.
 
     Attributes:
-        numbers: for each run its gap, then its length minus 1. The gap of the first run is the number of rows or
-            columns before the run. The gap of any other run is the number of rows or columns between the run before and
-            this one, minus 1. There are no numbers if all rows or columns have values.
+        numbers: for each run its gap, then its length minus 1. The gap of the first run is the number of rows before
+            it. The gap of a later run is the number of rows between this run and the previous run, minus 1. For runs of
+            columns, columns are counted instead of rows. The array is empty if all rows have nonzero values.
         gap_k: the Rice parameter of the gaps.
         length_k: the Rice parameter of the lengths.
         bits: the number of bits that these runs take in the file.
@@ -54,18 +55,18 @@ class Runs(NamedTuple):
 
 
 def varint_bytes(number: int) -> int:
-    """Return the number of bytes of a number as a varint (see `read_packed`)."""
+    """Return the number of bytes that a number takes as a varint (see `read_packed`)."""
     return max(1, -(-number.bit_length() // 7))
 
 
 def whole(bits: int) -> int:
-    """Round a number of bits up to the bits of whole bytes."""
+    """Round a number of bits up to a multiple of 8."""
     return -(-bits // 8) * 8
 
 
 def gaps_of(places: _Array) -> _Array:
-    """Return the number of zeros directly before each stored value. They lie between this value and the previous stored
-    value, or between this value and the start.
+    """Return, for each stored value, the number of zeros between the previous stored value and this one. For the first
+    stored value, it is the number of all zeros before it.
 
     Args:
         places: the positions of the stored values, in ascending order.
@@ -74,18 +75,19 @@ def gaps_of(places: _Array) -> _Array:
 
 
 def as_matrix(values: _Array, rows: int) -> _Array:
-    """Return the values as a matrix with `rows` rows. If there are no values, the matrix is empty."""
+    """Return the values of a tensor as a matrix with `rows` rows. If there are no values, the matrix is empty."""
     return values.reshape(max(1, rows), values.size // max(1, rows))
 
 
 def flat_form(places: _Array, n: int, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form that takes the fewest bytes. COMPACT is not considered.
+    """Return the form in which a tensor takes the fewest bytes. COMPACT is not considered.
 
     Args:
         places: the positions of the stored values, in ascending order.
         n: the number of all positions.
         value_bits: the bits of a value.
-        dense: whether the form DENSE may be chosen for a tensor with zeros.
+        dense: whether zeros can be stored like other values, with the form DENSE. It is False for codes (see
+            `few_bits`), which are never 0.
     """
     z = len(places)
     head = 8 * varint_bytes(z)
@@ -100,18 +102,20 @@ def flat_form(places: _Array, n: int, value_bits: int, *, dense: bool = True) ->
 
 
 def used_rows(matrix: _Array) -> _Array:
-    """Return a Boolean array that is True for each row of a matrix that has a value other than 0."""
+    """Return a Boolean array with one entry for each row of a matrix: True if the row has a value other than 0."""
     used: _Array = np.logical_or.reduce(matrix, axis=1)
     return used
 
 
 def best_form(mask: _Array, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form that takes the fewest bytes. If several forms take equally many, return the simplest of them.
+    """Return the form in which a tensor takes the fewest bytes. If several forms take equally many, return the first of
+    them in the order DENSE, BITMAP, RICE, COMPACT.
 
     Args:
         mask: a matrix that is True where the tensor has a stored value.
         value_bits: the bits of a value.
-        dense: whether the form DENSE may be chosen for a tensor with zeros.
+        dense: whether zeros can be stored like other values, with the form DENSE. It is False for codes (see
+            `few_bits`), which are never 0.
     """
     places = np.flatnonzero(mask)
     plain = flat_form(places, mask.size, value_bits, dense=dense)

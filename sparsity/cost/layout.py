@@ -1,4 +1,5 @@
-"""Compute the size of a network's packed file from the masks, and the sparsity that a limit for this size requires."""
+"""Compute the size of a network's packed file from the masks. Compute how sparse a network must be so that the size is
+within a limit."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _UNEVEN = 0.85  # the factor `uneven` of `Layout.estimate`, if some layers are m
 
 @dataclass(frozen=True)
 class Prunable:
-    """Describes a tensor whose zeros a packed file does not store.
+    """Describes a tensor that a packed file can store without its zeros.
 
     Attributes:
         n: the number of values.
@@ -37,7 +38,8 @@ class Prunable:
     scaled: bool = False
 
     def size_in_bits(self, mask: np.ndarray[Any, Any]) -> int:
-        """Return the number of bits that the tensor's values and their positions take in the file.
+        """Return the number of bits that the tensor's nonzero values, their positions and their rows' scales take in
+        the file.
 
         Args:
             mask: an array that is True exactly where the tensor has a nonzero value.
@@ -47,8 +49,9 @@ class Prunable:
         return self._in_bits(form, int(used_rows(matrix).sum()))
 
     def least_in_bits(self) -> int:
-        """Return a number of bits in which the file can store the tensor if only one of its weights is nonzero. It is
-        enough for every position of this weight. The form COMPACT may need fewer bits."""
+        """Return an upper limit for the number of bits that the tensor takes in the file if exactly one of its weights
+        is nonzero. The limit holds for every position of this weight. With the form COMPACT, the tensor may take fewer
+        bits."""
         last = np.array([self.n - 1] if self.n else [], np.int64)
         return self._in_bits(flat_form(last, self.n, self.bits, dense=not self.scaled), len(last))
 
@@ -62,11 +65,11 @@ class Layout:
     """Describes the packed file of a network.
 
     Attributes:
-        fixed: the number of bytes of all parts of the file that do not depend on the masks. The other parts are the
-            values of the tensors in `prunable` and `biases`, and the positions of these values.
+        fixed: the number of bytes of all parts of the file that do not depend on the masks. The parts that depend on
+            the masks are the values, positions and scales of the tensors in `prunable` and `biases`.
         prunable: a dict from the names of the prunable tensors to their descriptions.
-        biases: a dict from names of weights to the descriptions of their biases. The file leaves out the bias of a row
-            that has no nonzero weight.
+        biases: a dict from names of weights to the descriptions of the biases that belong to them. If a row of a weight
+            has only zeros, the file does not store its bias.
     """
 
     fixed: int
@@ -80,7 +83,7 @@ class Layout:
         Args:
             tensors: the network's state_dict.
             prunable: the names of the prunable tensors.
-            precision: the number of bits of the network's weights.
+            precision: how many bits the file uses for the values of the tensors.
 
         Raises:
             ValueError: if a packed file cannot contain the type of a tensor.
@@ -108,11 +111,12 @@ class Layout:
         return sum(one.n for one in self.prunable.values())
 
     def part(self, kept: Mapping[str, tuple[int, int]]) -> Layout:
-        """Return the approximate layout of a network with fewer neurons.
+        """Return the approximate layout of the network after neurons are removed. The attribute `fixed` does not
+        change.
 
         Args:
-            kept: a dict from the names of the prunable tensors to pairs: the number of values and the number of rows in
-                the smaller network.
+            kept: a dict from the names of the prunable tensors to pairs: the number of values and the number of rows of
+                the tensor in the smaller network.
         """
         prunable = {name: replace(one, n=kept[name][0], rows=kept[name][1]) for name, one in self.prunable.items()}
         biases = {name: replace(one, n=min(one.n, kept[name][1])) for name, one in self.biases.items()}
@@ -122,7 +126,8 @@ class Layout:
         """Return the size of the packed file in bytes.
 
         Args:
-            masks: the masks of the prunable tensors. A weight must be nonzero exactly where its mask is not 0.
+            masks: a dict from the names of the prunable tensors to their masks. A weight must be nonzero exactly where
+                its mask is not 0.
         """
         used = {name: masks[name] != 0 for name in self.prunable}
         bits = [one.size_in_bits(used[name].cpu().numpy()) for name, one in self.prunable.items()]
@@ -130,14 +135,14 @@ class Layout:
         return self.fixed + sum(bits) // 8
 
     def estimate(self, nonzero: int, uneven: float = 1.0, a_row: int = 1) -> float:
-        """Return an estimate of the file's size in bytes for nonzero weights at random positions. The estimate is the
-        entropy of the positions plus the size of the values.
+        """Return an estimate of the file's size in bytes if the nonzero weights lie at random positions. The size of
+        the positions is estimated by their entropy.
 
         Args:
             nonzero: the number of nonzero weights.
             uneven: a factor by which the entropy is multiplied. It is 1 if all layers are equally sparse, and smaller
                 if some layers are much sparser than others.
-            a_row: the assumed minimum number of nonzero weights in a row that is not all zeros.
+            a_row: the estimate assumes that each row has at least this many nonzero weights, or none.
         """
         weights = self.weights
         bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
@@ -145,7 +150,8 @@ class Layout:
         return self.fixed + min(bits, dense) / 8 + self.neuron_bytes(nonzero // a_row)
 
     def neuron_bytes(self, used: int) -> float:
-        """Return the number of bytes of the neurons' scales and biases.
+        """Return the number of bytes of the neurons' scales and biases. Here, each row of a prunable tensor is a
+        neuron.
 
         Args:
             used: the number of neurons that have a nonzero weight. If it is larger than the number of all neurons, all
@@ -157,10 +163,10 @@ class Layout:
 
     def nonzero_within(self, most: int) -> int:
         """Return approximately the largest number of nonzero weights for which the file has at most `most` bytes.
-        Return 0 if one weight is already too much.
+        Return 0 if a file with one nonzero weight already has more bytes.
 
-        The result is more often too large than too small. The final pruning can drop weights that are too many, but it
-        cannot bring back weights that are missing.
+        The result is more often too large than too small. If it is too large, the training can prune more weights when
+        it fixes the mask. If it is too small, weights are pruned that the file could contain.
         """
         low, high = 0, self.weights + 1
         while high - low > 1:
@@ -169,7 +175,8 @@ class Layout:
         return low
 
     def least(self) -> int:
-        """Return a number of bytes that is enough for one weight in each prunable tensor, at any position."""
+        """Return a number of bytes in which the file can store one nonzero weight of each prunable tensor, at any
+        position."""
         those = [*self.prunable.values(), *self.biases.values()]
         return self.fixed + sum(one.least_in_bits() for one in those) // 8
 
@@ -196,17 +203,18 @@ class Budget:
         self._layout, self._most = layout, most
 
     def excess(self, masks: Sequence[Tensor]) -> int:
-        """Return approximately how many more weights must be pruned until the file is within the limit. The result is
-        never too large. It is 0 if the file is within the limit.
+        """Return an estimate of how many more weights must be pruned until the file is within the limit. The result is
+        0 if the file is within the limit. Otherwise it is the number of bytes above the limit, divided by the mean
+        number of bytes of a nonzero weight. It is too large if the pruned weights take more bytes than this mean.
 
         Args:
-            masks: the masks of the prunable tensors, in the layout's order.
+            masks: the masks of the prunable tensors, in the order of the attribute `prunable` of the layout.
         """
         size = self._layout.size(dict(zip(self._layout.prunable, masks, strict=True)))
         if size <= self._most:
             return 0
         nonzero = sum(int(mask.count_nonzero()) for mask in masks)
-        # Pruning k weights frees at most k times the mean bytes of a weight, so the result is never too large.
+        # An estimate, because some weights take more bytes than others.
         each = (size - self._layout.fixed) / max(1, nonzero)
         return max(1, int((size - self._most) / each))
 

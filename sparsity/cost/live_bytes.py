@@ -1,4 +1,4 @@
-"""Measure the largest number of bytes in tensors that are alive during a computation."""
+"""Measure how many bytes of tensors exist at the same time during a computation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tune_sparsity.sparsity.torch_internals import EagerMode, tree_leaves
 
 
 class LiveBytes(EagerMode):
-    """Counts the bytes of the tensors that torch's operations use within a `with` block.
+    """Counts the bytes of the tensors that are arguments or results of torch operations within a `with` block.
 
-    A tensor counts from its first use until its memory is released. Memory within an operation and within compiled code
-    does not count. The block may be entered several times, and the count continues.
+    A tensor is counted from its first use until its memory is released. Memory that an operation or compiled code uses
+    only internally is not counted. The object may be used for several `with` blocks, and the count continues.
 
     Args:
-        there: tensors that already exist before the block. They count from its beginning.
+        there: tensors that already exist before the block. They are counted from its beginning.
 
     Attributes:
-        now: the bytes that are alive.
-        peak: the largest number of bytes that were alive at once.
+        now: the number of bytes that exist now.
+        peak: the largest number of bytes that existed at the same time.
     """
 
     def __init__(self, there: Iterable[Tensor]) -> None:

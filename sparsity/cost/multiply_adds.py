@@ -22,9 +22,9 @@ class Uses:
     """Describes how often a network uses its weights for one example.
 
     Attributes:
-        prunable: a dict from the names of the prunable tensors to the average number of multiplications with one weight
-            of the tensor.
-        rest: the number of multiplications with all other weights.
+        prunable: a dict with the names of the prunable tensors as keys. Each value is the number of multiplications
+            with all weights of the tensor, divided by the number of its weights.
+        rest: the number of multiplications with all other parameters, such as weights that stay dense.
     """
 
     prunable: Mapping[str, float]
@@ -82,10 +82,11 @@ def count_uses(
         model: the network.
         layers: its prunable layers.
         example: a batch of inputs.
-        forward: (network, inputs) -> outputs.
+        forward: a function (network, inputs) -> outputs.
 
     Returns:
-        The uses. None if a prunable weight is an argument of an operation that this module cannot count.
+        The uses. The result is None if the network uses a prunable weight only in operations that this module cannot
+        count, or not at all.
     """
     examples = next(len(one) for one in tree_leaves(example) if isinstance(one, Tensor))
     fast = torch.backends.mha.get_fastpath_enabled()

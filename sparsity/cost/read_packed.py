@@ -25,24 +25,26 @@ A tensor is
 Here n is the number of the tensor's values, and z the number of its stored values. The number k, from 0 to 15, is the
 parameter of the form RICE, and 0 for all other forms.
 
-Values that are not stored are 0. A stored value is 0 only with the form DENSE. With the form RICE, the number of zeros
-before a stored value is quotient * 2^k + remainder. A quotient q is written as q bits 0, then a bit 1. Each remainder
-has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits are 0.
+Values that are not stored are 0. Stored values are not 0, except in the form 0 (DENSE). With the form RICE, the number
+of zeros before a stored value is quotient * 2^k + remainder. A quotient q is written as q bits 0, then a bit 1. Each
+remainder has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits
+are 0.
 
 The rows of a tensor are its first dimension, and its columns are all others together. With the form COMPACT, all stored
 values are in a set of rows and a set of columns. The small matrix consists of these rows and columns, and n is the
 number of its values. A set consists of runs of consecutive indices. It is written as
 
-    varint: the number z of its runs. If z is 0, all rows or columns are in the set, and the set ends here
-    a byte: k of the gaps + 16 times k of the lengths, 2 z quotients, 2 z remainders
+    varint: z, the number of its runs. If z is 0, the set contains all rows (or all columns), and ends here
+    a byte: the k of the gaps + 16 times the k of the lengths, then 2 z quotients and 2 z remainders
 
-Each run has two numbers, the gap before it and its length minus 1. They follow each other in this order, run after run,
-and are coded as in the form RICE, with one k for all gaps and another k for all lengths. The first gap is the number of
+Each run has two numbers: first the gap before it, then its length minus 1. The numbers of all runs follow each other,
+and are coded as in the form RICE. All gaps have one k, and all lengths have another k. The first gap is the number of
 indices before the first run. Any other gap is the number of indices between two runs, minus 1.
 
-Values of the types "codes8", "codes4", "codes2" and "codes1" have 8, 4, 2 and 1 bits. The highest bit is the sign, and
-the others are the magnitude minus 1. float16 scales come before the values, one for each row with a stored value. A
-weight is the scale of its row times its code. Values of the type "signs" are bits: 1 stands for +1, and 0 for -1.
+Values of the types "codes8", "codes4", "codes2" and "codes1" have 8, 4, 2 and 1 bits. The highest bit is the sign (1
+means minus), and the others are the magnitude minus 1. Before codes, the file contains scales in float16: one for each
+row that has a stored value. A weight is the scale of its row times its code. Values of the type "signs" are bits: 1
+stands for +1, and 0 for -1.
 """
 
 from __future__ import annotations
@@ -83,8 +85,9 @@ class Packed:
         shape: the dimensions.
         index: the positions of the stored values in the flat tensor, in ascending order. If None, all values are
             stored.
-        values: the stored values. Codes and signs are int8, bfloat16 values are the upper halves of float32.
-        scales: for codes, a float16 scale for each row. It is 0 for a row without a stored value. None for other types.
+        values: the stored values. Codes and signs are int8. bfloat16 values are uint16, the upper 16 bits of a float32.
+        scales: for codes, a float16 scale for each row: 0 if the row has no stored value. The attribute is None for
+            other types.
     """
 
     type: str
@@ -105,7 +108,8 @@ class Packed:
         return dense
 
     def array(self) -> _Array:
-        """Return the tensor. Codes are multiplied by the scales of their rows. Codes and bfloat16 become float32."""
+        """Return the tensor. Codes are multiplied by the scales of their rows and become float32. bfloat16 also becomes
+        float32. Other types do not change."""
         dense = self.codes()
         if self.type == "bfloat16":
             return (dense.astype("<u4") << 16).view("<f4")
@@ -127,8 +131,8 @@ def read(path: str | PathLike[str]) -> dict[str, _Array]:
 
 
 def decode(data: bytes) -> dict[str, Packed]:
-    """Decode the bytes of a packed file. Return a dict from the names of its tensors to the tensors, in the order of
-    the file. Raise ValueError if the file is damaged."""
+    """Decode the bytes of a packed file. Return a dict from the names of its tensors to instances of Packed, in the
+    order of the file. Raise ValueError if the file is damaged."""
     if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
         raise ValueError("not a packed file: its first bytes are not TSP1, or it is too short")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):

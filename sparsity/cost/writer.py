@@ -21,12 +21,12 @@ _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str]) -> bytes:
     """Return the bytes of a packed file.
 
-    The function `load` restores the tensors from these bytes. Two things are lost in prunable tensors: the sign of a
-    zero, and the scale of a row that has only zeros.
+    The function `load` restores the tensors from these bytes. In prunable tensors, two things are lost: the sign of a
+    zero, and, with few bits, the scale of a row that has only zeros.
 
     Args:
-        tensors: the network's state_dict. It may contain instances of `Codes` and `Signs` instead of tensors. These
-            classes of tune_sparsity.sparsity.few_bits hold weights with few bits.
+        tensors: the network's state_dict. Weights with few bits may be given as instances of `Codes` or `Signs` (see
+            tune_sparsity.sparsity.few_bits).
         prunable: the names of the tensors whose zeros are not stored.
 
     Raises:

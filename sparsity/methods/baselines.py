@@ -1,4 +1,5 @@
-"""Define methods of other papers, such as RigL, for comparison with lpss. Their optimizer is SGD or AdamW."""
+"""Define the methods that are compared with lpss, such as RigL. They come from other papers. Their optimizer is SGD or
+AdamW."""
 
 from __future__ import annotations
 
@@ -28,16 +29,16 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class DenseSettings(TailSettings):
-    """Holds the settings of the method dense. They are the settings of TailSettings and the attributes below. The
-    method dense makes no zeros.
+    """Holds the settings of the method dense, in addition to those of TailSettings. The method dense makes no zeros.
 
     Attributes:
         lr: peak learning rate, > 0.
         momentum: Nesterov momentum of SGD or beta_1 of AdamW, in [0, 1).
         weight_decay: L2 coefficient of SGD or weight decay of AdamW, >= 0.
         optimizer: "sgd" or "adamw".
-        learning_rate: shape of the learning rate over the training. "cosine" rises shortly and then falls to 0. "hold"
-            stays at the peak for a long time and then falls to the peak times `tail`, an attribute of TailSettings.
+        learning_rate: shape of the learning rate over the training. "cosine" rises during the first .05 of the training
+            and then falls to 0. "hold" rises in the same way, stays at the peak for a long time and then falls to the
+            peak times `tail`, an attribute of TailSettings.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -105,8 +106,8 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """Holds the settings of the method static. They are the settings of SnipSettings and the attribute below. The masks
-    of the method static never change.
+    """Holds the settings of the method static, in addition to those of SnipSettings. The masks of the method static
+    never change.
 
     Attributes:
         distribution: how the nonzero weights of the first mask are distributed over the layers: "uniform", "erk" or
@@ -124,11 +125,11 @@ class StaticSettings(SnipSettings):
 class DropGrowSettings(StaticSettings):
     """Holds the settings of the methods set, rigl and sparse-momentum, in addition to those of StaticSettings.
 
-    These methods replace a part of the connections again and again.
+    These methods replace a part of the connections in each update of the mask.
 
     Attributes:
-        drop_fraction: share of the connections that an update replaces at the beginning, in (0, 1). The share falls to
-            0 at `end` as a cosine.
+        drop_fraction: share of the connections that an update at the beginning of the training replaces, in (0, 1). The
+            share falls from this value to 0 at `end` as a cosine.
         end: fraction of the training at which the mask is fixed, in (0, 1].
         interval: steps between two updates of the mask, at least 1.
     """
@@ -151,10 +152,10 @@ class Start:
     Attributes:
         model: the network.
         layers: its prunable layers.
-        total_steps: the number of steps with weights of 32 bits. Steps with fewer bits may follow; see `few_bits`.
+        total_steps: the number of steps before weights get few bits. Steps with few bits may follow; see `few_bits`.
         generator: draws random masks, on the CPU.
         trained: whether the network is pretrained.
-        few_bits: the settings of the steps with fewer bits, or None if there are no such steps.
+        few_bits: the settings of the steps with few bits, or None if there are no such steps.
         rules: rules that select the layers to prune, and the pattern of the zeros.
     """
 
@@ -188,7 +189,8 @@ class Start:
 
 
 def method(recipe: Callable[[Start, Any], SparseTraining]) -> Callable[..., SparseTraining]:
-    """Convert a function (Start, settings) -> SparseTraining to the form (network, settings, ...) -> SparseTraining."""
+    """Convert a function (Start, settings) -> SparseTraining to the form (network, settings, total_steps=..., ...) ->
+    SparseTraining."""
 
     @wraps(recipe)
     def make(

@@ -23,11 +23,11 @@ class BinarySettings:
         activations: "binary" or "real". With "real", the activations between layers are real numbers, and only weights
             have one bit.
         flips: the rule that changes the sign of a weight. Both rules use a moving mean of the gradient's sign. With
-            "signs", the weight is the sign of a real latent weight, and the mean updates this latent weight. With "bop"
-            (arXiv 1906.02107), the weight changes its sign if the magnitude of the mean is above `tau` and the mean has
-            the same sign as the weight.
-        gamma: for "bop", the share of a new gradient's sign in the moving mean, in (0, 1]. This is the peak value.
-            gamma falls in proportion to the learning rate.
+            "signs", the weight is the sign of a real latent weight, and each step subtracts a multiple of the mean from
+            this latent weight. With "bop" (arXiv 1906.02107), the weight changes its sign if the magnitude of the mean
+            is above `tau` and the mean has the same sign as the weight.
+        gamma: for "bop", the share of a new gradient's sign in the moving mean, in (0, 1]. This is the largest value:
+            during the training, the share falls in proportion to the learning rate.
         tau: for "bop", the threshold for the magnitude of the moving mean, in [0, 1).
 
     Raises:

@@ -58,8 +58,8 @@ class LpssSettings(TailSettings):
     """Holds the settings of lpss, in addition to those of TailSettings. A search can vary all of them.
 
     The incoming weights of a neuron are gain x w. The vector w lies on the unit Lp sphere: its Lp norm is 1. The gain
-    is one number for each neuron. "On the sphere" are all weights that are trained in this way. "Off the sphere" are
-    all other parameters, for example biases. "published" refers to arXiv 2103.16013.
+    is one number for each neuron. Weights that are trained in this way are "on the sphere". All other parameters, for
+    example biases, are "off the sphere". "published" refers to arXiv 2103.16013.
 
     Attributes:
         final_sparsity: fraction of the prunable weights that are zero at the end, in [0, 1). The number of zeros is
@@ -73,30 +73,33 @@ class LpssSettings(TailSettings):
         lr: peak learning rate off the sphere, > 0.
         momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW, it is beta_1 off the sphere.
         weight_decay: >= 0. With SGD, this is the L2 coefficient for all parameters off the sphere and for trained
-            gains. With AdamW, this is AdamW's weight decay, and trained gains have none. A network that has learned
-            almost all examples has small gradients, but its steps on the sphere do not become shorter. Without weight
-            decay, it could learn the noise in the remaining examples.
-        learning_rate: shape of both learning rates over the training. "cosine" rises shortly and then falls to 0.
-            "hold" stays at the peak for a long time and then falls to the peak times `tail`, an attribute of
-            TailSettings. "published" is piecewise linear, with its peak after a sixth of the training. This may also be
-            a schedule. Its values must lie in [0, 1], and are multiplied by the peak learning rates.
-        knots_for_epochs: for the learning rate "published", the number of epochs in the training, at least 1. The slope
-            of this learning rate changes 3 epochs before the end.
+            gains. With AdamW, this is the weight decay of AdamW for parameters off the sphere, and trained gains have
+            no weight decay. Reason for the decay: if a network has learned almost all examples, its gradients are
+            small, but its steps on the sphere do not become shorter. Without weight decay, it could learn the noise in
+            the other examples.
+        learning_rate: shape of both learning rates over the training. "cosine" rises during the first .05 of the
+            training and then falls to 0. "hold" rises in the same way, stays at the peak for a long time and then falls
+            to the peak times `tail`, an attribute of TailSettings. "published" is piecewise linear, with its peak after
+            a sixth of the training. The shape may also be a schedule with values in [0, 1], by which the peak learning
+            rates are multiplied.
+        knots_for_epochs: for the learning rate "published", the number of epochs in the training, at least 1. This
+            number is needed because the slope of this learning rate changes 3 epochs before the end.
         drop: "ramp" prunes by magnitude. The sparsity rises as a cubic function from the initial to the final sparsity.
-            The optimizer keeps a value for each pruned weight. A pruned weight returns when other weights become
-            smaller than this value. "threshold" is the published rule, threshold adaptation: a connection is dropped if
-            its `|w|` is less than rho x the mean `|w|` of its neuron, and connections with large gradients grow. The
-            attribute `threshold` describes rho.
+            On the sphere, the optimizer keeps a magnitude for each pruned weight. If this magnitude is large enough at
+            a later update of the masks, the weight becomes active again. "threshold" is the published rule, threshold
+            adaptation: a connection is dropped if its `|w|` is less than rho x the mean `|w|` of its neuron, and
+            inactive connections with large gradients become active. The attribute `threshold` describes rho.
         threshold: a schedule for rho, the drop threshold relative to the mean `|w|` of a neuron's active weights. The
-            default schedule is a cosine from .2 to 0. A mapping from names of fields to values also works: it changes
-            only these fields of the default schedule. The fields `begin` and `end` are fractions of the training, 0 <=
-            begin < end <= 1, and always have an effect. The masks change only between them. At `end`, the network is
-            pruned to its final sparsity, and its mask is fixed. The fields `shape`, `start` and `stop` have an effect
-            only if drop = "threshold". `start` and `stop` lie in [0, 1].
+            default schedule is a cosine from .2 to 0. The value may also be a dict from names of fields to values.
+            These fields then replace those of the default schedule. The fields `begin` and `end` are fractions of the
+            training, 0 <= begin < end <= 1. They have an effect for both values of `drop`: the masks change only
+            between them, and at `end`, the network is pruned to its final sparsity, and its mask is fixed. The fields
+            `shape`, `start` and `stop` have an effect only if drop = "threshold". `start` lies in (0, 1], and `stop` in
+            [0, 1].
         threshold_interval: steps between two updates of the masks, at least 1. In a short training, the interval is
             reduced to allow five updates.
         feedback: if drop = "threshold", the controller of the sparsity: "published" or "pi" (proportional-integral). It
-            computes from the current sparsity how many weights grow.
+            computes from the current sparsity how many connections become active.
         feedback_gain: a number in [0, 1). For the feedback "pi" it is the integral gain. For the feedback "published"
             it is the attribute `delta` of PaperFeedback.
         optimizer: "sgd" or "adamw", for all parameters off the sphere. The optimizer on the sphere is always LpSGD.
@@ -221,16 +224,16 @@ def lpss(
     (144, 192)
 
     Args:
-        model: any network with weight matrices, already on its device. Each neuron's weights become gain x w, with w on
-            the sphere. The gain begins as their Lp norm. Gains are trained if no batch normalisation follows directly.
-            A new network without normalisation layers is first scaled: its neurons get the L2 norm sqrt(2).
+        model: any network with weight matrices, already on its device. The weights of a neuron on the sphere become
+            gain x w. The gain begins as their Lp norm. It is trained if no batch normalisation follows directly. In a
+            new network without normalisation layers, these weights are first scaled to the L2 norm sqrt(2).
         settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`, at least 1.
-        sparsity: final sparsity in [0, 1). If None, it is that of `settings`, or 0.9 without settings.
+        sparsity: final sparsity in [0, 1). If None, the final sparsity of `settings` is used, or 0.9 without settings.
         generator: draws the random initial mask, on the CPU. If None, this is a generator with the seed 0.
         rules: rules that select the layers to prune and the layers on the sphere.
-        example: a batch of inputs. A forward pass with it finds the last layer and the layers before a batch
-            normalisation. If None, the order of the modules in the network decides.
+        example: a batch of inputs. One call of the network with it shows which layer is last, and which layers a batch
+            normalisation follows. If None, the order of the modules in the network decides.
         trained: whether the network is pretrained. The training then begins without a mask.
 
     Raises:

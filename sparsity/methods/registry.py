@@ -37,7 +37,8 @@ class Method:
         return {field.name: field.default for field in fields(self.settings) if field.default is not MISSING}
 
     def configure(self, params: Mapping[str, Any]) -> Any:
-        """Return the settings for the parameters. The name "threshold.start" means the part "start" of "threshold".
+        """Return the settings of the method with the values in `params`. The name "threshold.start" stands for the
+        field `start` of the setting `threshold`.
 
         Raises:
             ValueError: if a parameter is unknown, missing or out of range.
@@ -73,9 +74,9 @@ class Method:
             rules: rules that select the layers to prune and the layers on the sphere.
             epochs: the number of epochs. If the method has the parameter `knots_for_epochs`, this number is the default
                 of that parameter.
-            trained: whether the network is pretrained. lpss and gmp then begin with all its weights or, if `width` < 1,
-                with its most important neurons. static, set, rigl and sparse-momentum begin with its largest weights.
-                The argument has no effect on snip, dense and binary.
+            trained: whether the network is pretrained. lpss and gmp then begin with all weights of the network or, if
+                `width` < 1, with its most important neurons. static, set, rigl and sparse-momentum begin with its
+                largest weights. The argument has no effect on snip, dense and binary.
 
         Raises:
             ValueError: if a parameter is unknown, missing or out of range, or if the method cannot make the pattern of
@@ -90,10 +91,10 @@ class Method:
 
 
 def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested parameters: {"threshold.start": 0.2} becomes {"threshold": {"start": 0.2}}.
+    """Return parameters whose names have no points: {"threshold.start": 0.2} becomes {"threshold": {"start": 0.2}}.
 
     Raises:
-        ValueError: if a name has both a value and a part.
+        ValueError: if a name has both a value and a field, as in {"threshold": 0.2, "threshold.start": 0.2}.
     """
     result = {name: value for name, value in params.items() if "." not in name}
     parts = [(*name.partition("."), value) for name, value in params.items() if "." in name]

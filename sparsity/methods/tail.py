@@ -18,8 +18,8 @@ LEARNING_RATES = ("cosine", "hold")
 class TailSettings:
     """Holds the settings of the tail, the last part of a training.
 
-    If the masks are fixed in the second half of the training, the tail begins at that step. If the masks are fixed
-    earlier, the tail begins at .8 of the training.
+    The tail begins when the masks are fixed, if this happens in the second half of the training. If the masks are fixed
+    earlier, the tail begins after .8 of the training steps.
 
     Attributes:
         averaging: how the weights are averaged over the tail. "none" uses the weights of the last step. "swa" uses the
@@ -27,7 +27,7 @@ class TailSettings:
         average_every: the weights enter the average every `average_every` steps, >= 1.
         ema_horizon: for "ema", the time constant of the average as a share of the tail, in (0, 1].
         weight_bits: bits of a prunable weight: 32, 8, 4 or 2. With fewer than 32 bits, a weight is an integer times the
-            scale of its row. A row is an index in the weight's first dimension. The last steps of the training then
+            scale of its row. Weights with the same first index are in the same row. The last steps of the training then
             train these integers and scales, and `averaging` has no effect.
         bits_share: with fewer than 32 bits, the share of all steps that train the integers and scales, in (0, 1). These
             are the last steps. All other settings describe the steps before them.
@@ -52,14 +52,15 @@ class TailSettings:
         within("bits_share", self.bits_share, 0 < self.bits_share < 1, "(0, 1)")
 
     def few_bits_of(self, total_steps: int) -> FewBits | None:
-        """Return the settings of the last steps, which train weights with fewer than 32 bits. Return None if weights
-        have 32 bits."""
+        """Return the settings of the last steps, which train weights with fewer than 32 bits. Return None if
+        `weight_bits` is 32."""
         if self.weight_bits == ALL_BITS:
             return None
         return FewBits(self.weight_bits, min(total_steps - 1, round(self.bits_share * total_steps)))
 
     def steps_of(self, total_steps: int) -> int:
-        """Return the number of steps with 32 bits. The steps that train fewer bits follow them."""
+        """Return the number of steps that train weights with 32 bits. Steps that train weights with fewer bits may
+        follow."""
         few_bits = self.few_bits_of(total_steps)
         return total_steps - (few_bits.steps if few_bits else 0)
 

@@ -1,7 +1,7 @@
 """Check the settings of methods. Each error message is one line.
 
-This module does not use pydantic. With pydantic, the same checks would be needed, and its error messages would have to
-be translated. The import of pydantic would also double the import time of this package, torch not counted.
+This module does not use pydantic. With pydantic, the same checks would have to be written, and its error messages would
+have to be rewritten. The import of pydantic would also double the import time of this package, torch not counted.
 """
 
 from __future__ import annotations

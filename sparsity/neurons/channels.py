@@ -1,4 +1,4 @@
-"""Describe which group of neurons each channel of a module belongs to, and remove channels from modules."""
+"""Describe to which group of neurons each channel of a module belongs, and remove channels from modules."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # dimensions of a
 
 
 class Channels(NamedTuple):
-    """Contains the group of each channel of a module, as a number: int64, on the CPU. A channel that is never removed
-    has the group `KEPT`.
+    """Contains the group of each channel of a module. A group is given as a number (int64, on the CPU). A channel that
+    is never removed has the group `KEPT`.
 
     Attributes:
         outputs: one entry for each output channel.
@@ -54,16 +54,16 @@ def has_weight(module: object) -> bool:
 
 
 def coupled(module: object) -> list[tuple[list[int], list[int]]]:
-    """Return sets of channels of a grouped convolution. All channels of a set must be removed together. Each set is a
-    pair: the indices of its output channels, and the indices of its input channels.
+    """Return sets of channels of a convolution whose attribute `groups` is larger than 1. All channels of a set must be
+    removed together. Each set is a pair: a list of the indices of its output channels, and a list of the indices of its
+    input channels. For other modules, there are no sets.
 
-    The function `linked` combines these sets with the sets from the dependency graph. For other modules, the result is
-    an empty list.
+    The function `linked` combines these sets with the sets from the dependency graph.
 
-    Here, a group is a group of the convolution (the attribute `groups`). There are two cases. In the first case, the
-    number of groups is larger than the number of inputs in each group, for example in a depthwise convolution. Whole
-    groups are then removed, with their inputs and outputs. In the second case, the number of groups is not larger. The
-    channels with the same position in every group are then removed together, so that all groups keep equal sizes.
+    In the following, a group is a group of the convolution. If there are more groups than inputs in each group, for
+    example in a depthwise convolution, a set consists of all inputs and outputs of one group. Whole groups are then
+    removed. Otherwise, a set consists of the outputs, or of the inputs, that have the same position in their groups.
+    All groups then keep equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return []
@@ -81,13 +81,13 @@ def _loses_groups(module: nn.Module) -> bool:
 
 
 def outputs_first(module: object) -> bool:
-    """Return whether the first dimension of a module's weight counts its outputs. In a transposed convolution it counts
-    the inputs."""
+    """Return whether the first dimension of a module's weight is the dimension of its outputs. In a transposed
+    convolution, it is the dimension of its inputs."""
     return not isinstance(module, _TRANSPOSED)
 
 
 def weight_groups(module: nn.Module, channels: Channels) -> tuple[Tensor, Tensor]:
-    """Return the group of each index of a weight's first dimension, and the group of each index of its second
+    """Return the group of neurons for each index of a weight's first dimension, and for each index of its second
     dimension."""
     first, second = channels if outputs_first(module) else reversed(channels)
     if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
@@ -102,8 +102,8 @@ def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
 
     Args:
         channels: the groups of the module's channels.
-        alive: for each group, whether it stays. One more entry at the end is True. It stands for the group `KEPT`: the
-            channels that are never removed.
+        alive: for each group, whether it stays, then one more entry, which is True. This entry stands for the group
+            `KEPT` (-1): the channels that are never removed.
     """
     kept = [alive[ids].nonzero().flatten() for ids in channels]
     sizes = [len(indices) for indices in kept]

@@ -1,5 +1,5 @@
-"""Find the groups of neurons that can be removed from a network, and test that the smaller network has the outputs of
-the masked network."""
+"""Find the groups of neurons that can be removed from a network, and test them: the network without these neurons must
+have the same outputs as the network in which their weights are masked."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
     outputs, these neurons are never removed. The network itself does not change.
 
     Args:
-        layers: its prunable layers.
+        layers: the prunable layers of the network.
         example: a batch of inputs.
-        forward: (network, inputs) -> outputs.
+        forward: a function (network, inputs) -> outputs.
 
     Raises:
         ValueError: if torch-pruning is not installed.
@@ -60,8 +60,8 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
 def with_neurons(
     rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called, *, width: float = 1.0
 ) -> LayerRules:
-    """Return the rules with the network's groups of neurons if a training needs the groups. Otherwise return the rules
-    unchanged.
+    """Return the rules with the network's groups of neurons if the pattern or the width needs the groups. Otherwise
+    return the rules unchanged.
 
     If `rules.pattern` is an instance of `Neurons`, its attribute `groups` gets the groups. If the width is less than 1,
     the attribute `neurons` of the rules gets the groups. Groups that are already in the rules stay. For the other
@@ -71,8 +71,8 @@ def with_neurons(
         width: the width with which the training begins; see `narrow_selection`.
 
     Raises:
-        ValueError: if torch-pruning is not installed, if the pattern needs the number of multiply-adds and it cannot be
-            counted, or if the width is less than 1 and no neuron of the network can be removed.
+        ValueError: if torch-pruning is not installed, if the pattern needs the number of multiply-adds but this number
+            cannot be counted, or if the width is less than 1 and no neuron of the network can be removed.
     """
     narrow = width != 1.0 and rules.neurons is None
     pattern = rules.pattern if isinstance(rules.pattern, Neurons) and rules.pattern.groups is None else None

@@ -32,7 +32,7 @@ class Links:
 
     Attributes:
         modules: a dict from names to the modules that have the channels.
-        whole: a dict from the indices of sets to the reasons why their channels are never removed.
+        whole: the sets that are never removed, as a dict from their indices to the reasons.
     """
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -47,7 +47,7 @@ class Links:
 
     def channels(self, name: str, outputs: bool) -> range:
         """Return the indices of the output channels of a module, or of its input channels if `outputs` is False. The
-        indices count the channels of all modules together, from 0."""
+        channels of all modules together are numbered from 0."""
         start = self._starts[name, outputs]
         return range(start, start + channel_counts(self.modules[name])[not outputs])
 
@@ -65,7 +65,7 @@ class Links:
         return channel
 
     def join(self, channels: Iterable[int]) -> None:
-        """Record that some channels can only be removed together."""
+        """Record that the given channels can only be removed together."""
         sets = [self.set_of(channel) for channel in channels]
         for other in sets[1:]:
             self._parents[self.set_of(other)] = self.set_of(sets[0])
@@ -76,12 +76,14 @@ class Links:
         return [self.set_of(channel) for channel in self.channels(name, outputs)]
 
     def keep(self, sets: Iterable[int], reason: str) -> None:
-        """Record why some sets are never removed. A set keeps the first reason."""
+        """Record that the given sets are never removed, and the reason. If a set has a reason already, this reason
+        stays."""
         for one in sets:
             self.whole.setdefault(one, reason)
 
     def blocks(self) -> list[list[int]]:
-        """Return lists of the sets that can be removed. All sets in one list have channels in the same modules."""
+        """Divide the sets that can be removed into lists, and return these. All sets in one list have channels in the
+        same modules."""
         places = defaultdict[int, list[Side]](list)
         for side in self._starts:
             for one in dict.fromkeys(self.sets(*side)):
@@ -93,8 +95,8 @@ class Links:
         return list(alike.values())
 
     def numbered(self) -> tuple[dict[str, Channels], int]:
-        """Make a group of each set that can be removed. Return a dict from the names of modules to the groups of their
-        channels, and the number of groups."""
+        """Number the sets that can be removed: each becomes a group. Return a dict from the names of modules to the
+        groups of their channels, and the number of groups."""
         numbers = {one: index for index, one in enumerate(one for block in self.blocks() for one in block)}
         found = {}
         for name in self.modules:
@@ -112,7 +114,7 @@ def linked(
     Args:
         prunable: the names of the modules whose weights can be masked.
         example: a batch of inputs.
-        forward: (network, inputs) -> outputs.
+        forward: a function (network, inputs) -> outputs.
 
     Raises:
         ValueError: if torch-pruning is not installed.

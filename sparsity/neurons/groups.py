@@ -26,13 +26,13 @@ class LayerGroups(NamedTuple):
     group `KEPT`.
 
     Attributes:
-        name: the weight's name.
-        shape: its shape.
-        first: the group of each index of its first dimension, int64, on the CPU.
-        second: the group of each index of its second dimension.
+        name: the name of the weight.
+        shape: the shape of the weight.
+        first: the group of each index of the weight's first dimension, int64, on the CPU.
+        second: the group of each index of the weight's second dimension.
         outputs_first: whether the first dimension counts the layer's outputs.
-        normalised: whether a batch or instance normalisation follows directly, so that the scale of a row has no
-            effect.
+        normalised: whether a batch or instance normalisation directly follows the layer, so that the scale of a row has
+            no effect.
     """
 
     name: str
