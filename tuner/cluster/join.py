@@ -84,7 +84,7 @@ def _join(address: str) -> None:
     if missing := why_not(lambda: tuner_here(Path())):
         raise UsageError(
             f"--address {address!r}: studies through Ray Client (ray://) do not work with this version of Ray "
-            f"({missing}): give HOST:PORT without ray://, on a machine of the cluster"
+            f"({missing}): run the command on a machine of the cluster, with --address HOST:PORT"
         )
 
 

@@ -16,14 +16,21 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new total number of trials")
-    parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new time budget, e.g. 30m")
+    parser.add_argument(
+        "--time-budget",
+        metavar="T",
+        default=argparse.SUPPRESS,
+        help="a new time budget for all parts of the study together, e.g. 30m",
+    )
     parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help=PATIENCE_HELP)
     parser.add_argument("--group", metavar="NAME", default=argparse.SUPPRESS, help=GROUP_HELP)
     parser.add_argument(
         "--data-dir", metavar="DIR", default=argparse.SUPPRESS, help="where data sets are, or are downloaded to"
     )
     parser.add_argument("--address", metavar="ADDRESS", default=argparse.SUPPRESS, help="address of a running Ray")
-    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="MLflow's store")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="MLflow's store (default: the study's store)"
+    )
     parser.add_argument(
         "--register", metavar="NAME", default=argparse.SUPPRESS, help="put the best network into MLflow's registry"
     )

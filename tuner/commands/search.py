@@ -61,10 +61,12 @@ def _add_goals(parser: Parser) -> None:
     what = parser.add_argument_group("what to find")
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
-    what.add_argument("--max-nonzero", metavar="N", help="most nonzero weights to allow, instead of a target")
-    what.add_argument("--max-macs", metavar="N", help="most multiply-adds to allow; needs --pattern neurons")
+    what.add_argument("--max-nonzero", metavar="N", help="limit of the number of nonzero weights, instead of a target")
     what.add_argument(
-        "--max-latency", metavar="T", help="longest forward pass to allow, e.g. 2ms; needs --pattern neurons"
+        "--max-macs", metavar="N", help="limit of the multiply-adds for an example; needs --pattern neurons"
+    )
+    what.add_argument(
+        "--max-latency", metavar="T", help="limit of the time of a forward pass, e.g. 2ms; needs --pattern neurons"
     )
     what.add_argument(
         "--latency-batch", metavar="N", help="examples in the batch that is timed for --max-latency (default: 1)"
@@ -72,7 +74,7 @@ def _add_goals(parser: Parser) -> None:
     what.add_argument(
         "--max-bytes",
         metavar="N",
-        help="largest file to allow in the export format packed, e.g. 10000 or 10kB",
+        help="limit of the size of a file in the export format packed, e.g. 10000 or 10kB",
     )
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (default: digits)"
@@ -127,7 +129,9 @@ def _add_search(parser: Parser) -> None:
 def _add_resources(parser: Parser) -> None:
     where = parser.add_argument_group("where to run")
     where.add_argument(
-        "--concurrency", metavar="N", help="number of trials at the same time (default: as many as there is room for)"
+        "--concurrency",
+        metavar="N",
+        help="number of trials at the same time (default: as many as the CPUs and GPUs allow)",
     )
     where.add_argument("--workers-per-trial", metavar="N", help=WORKERS_HELP)
     where.add_argument("--cpus-per-trial", metavar="N", help=CPUS_HELP)

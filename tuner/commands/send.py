@@ -66,8 +66,8 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
         raise UsageError(f"--tracking-uri: {error}") from None
     if not chosen and (before := written_to(study_folder)) not in (None, redact(uri)):
         raise UsageError(
-            f"the study's data were last sent to {before}, and its settings do not contain this URI: give the URI, "
-            "with its password if it has one, as --tracking-uri"
+            f"the study's data were last sent to {before}, but the option tracking_uri in study.yaml is not this "
+            "URI: give the URI, with its password if it has one, as --tracking-uri"
         )
     own_environment()
     with only_one(study_folder, wait=False) as alone:

@@ -283,7 +283,10 @@ class StudyConfig(BaseModel):
 
         assert self.max_bytes is not None
         if layout is None:
-            raise UsageError(f"--max-bytes {self.max_bytes}: a packed file cannot hold some tensors of this network")
+            raise UsageError(
+                f"--max-bytes {self.max_bytes}: a packed file cannot hold some tensors of this network, because of "
+                "their dtype or their number of dimensions: give --max-nonzero instead"
+            )
         if self.max_bytes < (least := layout.least()):
             raise UsageError(f"--max-bytes {self.max_bytes}: this network needs at least {least:,} bytes")
         return within_bytes(self.max_bytes, max(layers, layout.nonzero_within(self.max_bytes)), weights)

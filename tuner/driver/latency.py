@@ -144,10 +144,10 @@ def expected_macs(
     if most is None:
         raise UsageError(
             f"{_given(config)}: even with the fewest neurons in each layer this network needs "
-            f"{curve(curve.fewest):.3g} ms at batch {batch} on this machine"
+            f"{curve(curve.fewest):.3g} ms at batch size {batch} on this machine"
         )
     allowed = f"allows about {most:,} of {curve.dense:,} multiply-adds (dense: {curve(curve.dense):.3g} ms)"
-    return most, f"latency: {config.max_latency:g} ms at batch {batch} {allowed}"
+    return most, f"latency: {config.max_latency:g} ms at batch size {batch} {allowed}"
 
 
 def measured_curve(

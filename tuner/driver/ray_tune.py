@@ -63,9 +63,9 @@ def slots(config: StudyConfig, gpus: float) -> int:
         who = f"each of the {workers} processes of a trial" if several else "a trial"
         option = "--workers-per-trial, " if several else ""
         raise UsageError(
-            f"{who} needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs on one node, but Ray has only {have} in "
-            f"total, on {len(there)} {'node' if len(there) == 1 else 'nodes'}: lower {option}--cpus-per-trial or "
-            "--gpus-per-trial"
+            f"{who} needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs on one node, and there are too few (Ray "
+            f"has {have} on {len(there)} {'node' if len(there) == 1 else 'nodes together'}): lower {option}"
+            "--cpus-per-trial or --gpus-per-trial"
         )
     return min(fit, config.concurrency or fit)
 

@@ -380,17 +380,19 @@ def verdict(document: dict[str, Any]) -> str:
     faster = [one for one in timed if one["sparse"] < one["dense"]]
     slower = [one for one in timed if one not in faster]
     said = [
-        f"at batch {one['batch']} sparse matrices make it {one['dense'] / one['sparse']:.1f} times faster"
+        f"at batch size {one['batch']} sparse matrices make it {one['dense'] / one['sparse']:.1f} times faster"
         for one in faster
     ] + [
-        f"at batch {one['batch']} they do not make it faster: {one['sparse'] / one['dense']:.1f} times the dense time"
+        f"at batch size {one['batch']} they do not make it faster: "
+        f"{one['sparse'] / one['dense']:.1f} times the dense time"
         for one in slower
     ]
     if not faster:
         said = [
             "Unstructured sparsity gains no time on this machine: "
             + ", ".join(
-                f"{one['sparse'] / one['dense']:.1f} times the dense time at batch {one['batch']}" for one in slower
+                f"{one['sparse'] / one['dense']:.1f} times the dense time at batch size {one['batch']}"
+                for one in slower
             )
         ]
     text = "; ".join(said)

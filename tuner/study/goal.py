@@ -145,7 +145,7 @@ class Goal:
     @property
     def latency(self) -> str:
         """Return the longest allowed latency in words."""
-        return f"{self.max_latency:g} ms at batch {self.latency_batch}"
+        return f"{self.max_latency:g} ms at batch size {self.latency_batch}"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
         """Return the two arguments of the functions in tuner.study.pareto: trials, and the smallest feasible sparsity.

@@ -32,7 +32,7 @@ def test_a_study_with_max_latency_measures_and_reports_its_best_network(tmp_path
     folder = tmp_path / "studies" / "quick"
     result = json.loads((folder / "result.json").read_text())
     assert (result["max_latency_ms"], result["latency_batch"]) == (10_000, 8)
-    assert f"latency: 10000 ms at batch 8 allows about {DENSE:,} of {DENSE:,} multiply-adds (dense: " in ran.stderr
+    assert f"latency: 10000 ms at batch size 8 allows about {DENSE:,} of {DENSE:,} multiply-adds (dense: " in ran.stderr
     (measured,) = result["latencies"]
     assert measured["trial"] == result["best"]["trial"]
     assert 0 < measured["low"] <= measured["ms"] <= measured["high"] <= 10_000
@@ -79,10 +79,10 @@ def test_a_network_above_max_latency_is_replaced_by_a_smaller_network(
     assert study.goal.best(study.records()).name == best["trial"]
     assert main(["report", "quick", "--storage", str(storage), "--no-times"]) == 0
     page = (folder / "report.html").read_text()
-    assert "the most accurate network of at most 1e+06 ms at batch 1" in page
+    assert "the most accurate network of at most 1e+06 ms at batch size 1" in page
     assert (
-        f"Its latency was 1.5 ms (1.5 to 1.5) on one thread, at most 1e+06 ms at batch 1; too slow: {slow['trial']}"
-        in page
+        "Its latency was 1.5 ms (1.5 to 1.5) on one thread, at most 1e+06 ms at batch size 1; "
+        f"too slow: {slow['trial']}" in page
     )
 
     prepared = prepare(read_study("quick", storage_of(str(storage)), {}).resolved(), resume=True)

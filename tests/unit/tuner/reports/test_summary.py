@@ -65,7 +65,7 @@ def test_the_result_shows_the_latency_and_names_the_networks_that_are_too_slow(
     records = [trial(0, macs=1000), trial(1, macs=900)]
     times = {"t0000": Timing(2.25, 2.0, 2.5), "t0001": Timing(1.5, 1.25, 1.75)}
     met = replace(outcome(tmp_path, records), goal=goal, latencies=times)
-    line = "1.5 ms (1.25 to 1.75) on one thread, at most 2 ms at batch 8; too slow: t0000 takes 2.25 ms\n"
+    line = "1.5 ms (1.25 to 1.75) on one thread, at most 2 ms at batch size 8; too slow: t0000 takes 2.25 ms\n"
     assert line in printed(met)
     document = result_document(met)
     assert (document["max_latency_ms"], document["latency_batch"], document["latency_ms"]) == (2.0, 8, 1.5)
@@ -73,7 +73,7 @@ def test_the_result_shows_the_latency_and_names_the_networks_that_are_too_slow(
 
     slow = {"t0000": Timing(2.25, 2.0, 2.5), "t0001": Timing(2.125, 2.0, 2.5)}
     none = replace(outcome(tmp_path, records), goal=replace(goal, max_macs=899), latencies=slow)
-    said = "o network meets 2 ms at batch 8: the fastest, t0001, takes 2.12 ms"
+    said = "o network meets 2 ms at batch size 8: the fastest, t0001, takes 2.12 ms"
     assert printed(none).startswith(f"n{said}\n")
     assert result_document(none)["latency_ms"] is None
     assert _exit_code(SimpleNamespace(interrupted=False, outcome=none), None) == 3

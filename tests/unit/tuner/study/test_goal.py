@@ -57,7 +57,7 @@ def test_each_kind_of_goal_has_its_range_of_sparsities_and_its_text() -> None:
     assert "20,000" in str(count)
     assert "10,000 bytes" in str(size)
     assert str(operations) == "at most 12,000 multiply-adds, 75.00% fewer with prunable weights"
-    assert str(time) == "at most 0.5 ms at batch 8, about 12,000 multiply-adds"
+    assert str(time) == "at most 0.5 ms at batch size 8, about 12,000 multiply-adds"
 
 
 def test_only_the_multiply_adds_decide_whether_a_trial_is_feasible() -> None:
