@@ -116,8 +116,8 @@ def fitted(
 
     Args:
         chosen: a function that returns the masks for a sparsity.
-        excess: a function that takes masks and estimates how many more weights must be pruned. The estimate must not
-            exceed the true number. It is 0 if the masks have enough zeros.
+        excess: a function that takes masks and estimates how many more weights must be pruned. It returns 0 if the
+            masks have enough zeros. If it estimates too many, the masks become sparser than necessary.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)
