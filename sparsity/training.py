@@ -323,7 +323,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @property
     def weight_bits(self) -> int:
-        """Return how many bits each single prunable weight has after the training: ALL_BITS without `few_bits`."""
+        """Return the number of bits of each prunable weight after the training, or ALL_BITS without `few_bits`."""
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:

@@ -68,8 +68,8 @@ class BinaryTraining(SparseTraining):
 
     @torch.no_grad()
     def quick_step(self) -> None:
-        """Update the parameters that the backward pass does not update. After the end of the training this method does
-        nothing."""
+        """Update the remaining parameters. (The backward pass itself has already updated the binary weights.) After the
+        end of the training, this method does nothing."""
         if self.fixed:
             return
         self._binary.step()

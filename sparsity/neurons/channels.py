@@ -60,10 +60,10 @@ def coupled(module: object) -> list[tuple[list[int], list[int]]]:
 
     The function `linked` combines these sets with the sets from the dependency graph.
 
-    In the following, a group is a group of the convolution. If there are more groups than inputs in each group, for
-    example in a depthwise convolution, a set consists of all inputs and outputs of one group. Whole groups are then
-    removed. Otherwise, a set consists of the outputs, or of the inputs, that have the same position in their groups.
-    All groups then keep equal sizes.
+    In the following, a group is a group of the convolution. If the number of groups is larger than the number of inputs
+    of a group, as in a depthwise convolution, a set consists of all inputs and all outputs of one group. Whole groups
+    are then removed. Otherwise, there is a set for each position in a group: the outputs at this position in all
+    groups, with an empty list of inputs. Likewise, there are sets of inputs. All groups then keep equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return []

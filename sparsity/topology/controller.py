@@ -27,7 +27,7 @@ class Feedback(Protocol):
         Args:
             sparsity: the sparsity before this update, in [0, 1].
             dropped: the weights that this update drops, as a fraction of all weights.
-            rho: the drop threshold at this update, without the addition of `raised`.
+            rho: the scheduled drop threshold at this update. The attribute `raised` has not been added to it.
             progress: the fraction of the training steps that are done, in [0, 1].
         """
 

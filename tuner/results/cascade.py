@@ -243,11 +243,12 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
 
 @dataclass(frozen=True)
 class Choice:
-    """Holds the groups that were chosen on the validation data.
+    """Holds the groups of two networks that were chosen on the validation data.
 
     Attributes:
         groups: the groups to report: the result of the function `chosen`.
-        as_good: the cheapest group that is as good as the best network; None if there is no such group.
+        as_good: of the groups that are as good as the best network, the one with the fewest multiply-adds; None if
+            there is no such group.
         pairs: the number of pairs of networks that were tried.
         passed: the result of `passed_pairs` for each group.
     """
@@ -379,10 +380,11 @@ def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the cheapest group that is as accurate as the best network. Return None if there is no such group.
+    """Return the entry of a group of two networks: the one with the fewest multiply-adds of all groups that are as
+    accurate as the best network. Return None if there is no such group.
 
     Args:
-        document: the entry "group" of result.json.
+        document: the entry "group" of result.json. It contains the entries of all reported groups.
     """
     return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 

@@ -95,8 +95,8 @@ class Planner:
 
         Args:
             number: the next trial's number.
-            first_points: whether the first trials of each method try the first points of its search space, which are
-                good parameters that the space lists.
+            first_points: whether each method begins with the points of the list `first` in its search space. These
+                points are known good parameters.
         """
         turn = self._cover.next(number, self._placed, self._completed)
         if turn is None:

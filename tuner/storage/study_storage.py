@@ -173,8 +173,8 @@ class StudyStorage(ABC):
         return UsageError(f"there is no study {study!r} in {self}; {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return a text for an error message: the names that `studies` returns for this `file`. Raise OSError if the
-        storage cannot be read."""
+        """Return a text for an error message: the names of the stored studies that have the file `file`. Raise OSError
+        if the storage cannot be read."""
         there = ", ".join(self.studies(file))
         return f"the studies there are: {there}" if there else "there are no studies"
 
