@@ -314,7 +314,7 @@ class LikeSparsityStudy(OwnStudy):
     def settle(self, trial: optuna.Trial) -> None:
         if self._given.pop(trial.number, None) is not None:  # all parameters are fixed, so the sampler proposes none
             self._study = self._new_study()
-            self._begin(trial.number, self._seen_params(trial.params))
+            self._begin(trial.number, {**self._view.centre, **self._seen_params(trial.params)})
         super().settle(trial)
 
     def after_trial(

@@ -141,6 +141,17 @@ def test_a_sampler_learns_only_from_trials_of_similar_sparsity() -> None:
     assert {t.params["p"] for t in seen} == {t.params["p"] for t in nearest[: len(seen)]}
 
 
+@pytest.mark.parametrize("sampler", [name for name, kind in SAMPLERS.items() if kind.front])
+def test_a_front_search_goes_on_after_its_sampler_has_begun_to_learn(sampler: str) -> None:
+    """Most samplers learn from eight completed trials on. All parameters of two of three later trials are given, because
+    these trials repeat a configuration."""
+    searcher, space = front_searcher(sampler=sampler), space_for("lpss", FRONT)
+    for asked in search(searcher, 22):
+        assert set(asked.params) >= {name for name in space.distributions if space.applies(name, asked.params)}
+    repeated = ["configuration" in trial.user_attrs for trial in searcher.study.trials[14:]]
+    assert set(repeated) == {True, False}
+
+
 def test_a_restarted_front_search_proposes_the_same_trials_as_an_unbroken_one(tmp_path: Path) -> None:
     whole = search(front_searcher(seed=5), 14)
     journal = tmp_path / "optuna.journal"
