@@ -143,8 +143,8 @@ def test_a_sampler_learns_only_from_trials_of_similar_sparsity() -> None:
 
 @pytest.mark.parametrize("sampler", [name for name, kind in SAMPLERS.items() if kind.front])
 def test_a_front_search_goes_on_after_its_sampler_has_begun_to_learn(sampler: str) -> None:
-    """Most samplers learn from eight completed trials on. All parameters of two of three later trials are given, because
-    these trials repeat a configuration."""
+    """Most samplers learn from eight completed trials on. Two of three later trials repeat a configuration, so the
+    sampler proposes none of their parameters."""
     searcher, space = front_searcher(sampler=sampler), space_for("lpss", FRONT)
     for asked in search(searcher, 22):
         assert set(asked.params) >= {name for name in space.distributions if space.applies(name, asked.params)}
