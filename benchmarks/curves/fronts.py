@@ -78,7 +78,7 @@ class Grid(Listed):
         return {**load_space(METHOD, sparsity).first_for(sparsity)[0], SPARSITY: sparsity}
 
 
-class Ray(Listed):
+class RayFront(Listed):
     """Ray's OptunaSearch, called directly, which maximises the accuracy and the sparsity."""
 
     def __init__(self, *about: Any) -> None:
@@ -167,7 +167,7 @@ def searches() -> dict[str, Searched]:
             if kind.front and name != DEFAULT_SAMPLER
         },
         "grid": Searched(Grid),
-        "Ray": Searched(Ray),
+        "Ray": Searched(RayFront),
         **({"MOASHA": Searched(Moasha)} if importlib.util.find_spec("syne_tune") else {}),
         "four targets": Searched(Ours, (SEVERAL,)),
         "four targets, three methods": Searched(partial(Ours, methods=METHODS), (SEVERAL,)),
