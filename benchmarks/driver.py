@@ -34,7 +34,7 @@ from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.search.spaces import spaces_of
-from tune_sparsity.tuner.study.goal import along_front, at_targets
+from tune_sparsity.tuner.study.goal import Goal, GoalKind, along_front, at_targets
 from tune_sparsity.tuner.study.layout import WEIGHTS as WEIGHTS_FOLDER
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
@@ -71,15 +71,19 @@ class Simulated:
         }
 
 
+def option_of(goal: Goal) -> dict[str, Any]:
+    """Return the option of a study with this goal, as a dict with one entry. The goal is a front or has targets."""
+    return {"front": goal.ends} if goal.kind is GoalKind.FRONT else {"target": goal.targets}
+
+
 def study_in(
     folder: Path, trials: int, epochs: int, front: bool, more: Sequence[Listener] = ()
 ) -> tuple[StudyRun, Tracker]:
     """A study's driver with `more` listeners, and its tracker, with everything on disk below `folder`."""
-    wanted: dict[str, Any] = {"front": (0.5, 0.99)} if front else {"target": 0.9}
-    options = {**wanted, "trials": trials, "storage": folder, "study": "simulated"}
+    goal = along_front(0.5, 0.99) if front else at_targets(0.9)
+    options = {**option_of(goal), "trials": trials, "storage": folder, "study": "simulated"}
     config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
     config.folder.mkdir()
-    goal = along_front(*wanted["front"]) if front else at_targets(wanted["target"])
     spaces = spaces_of(config, goal)
     journal = config.folder / "optuna.journal"
     searcher = OptunaSearcher(spaces, goal.lowest, planner=planner_for(spaces, goal), journal=journal, name="simulated")

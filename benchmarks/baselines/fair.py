@@ -28,6 +28,7 @@ from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import NotFinite, train_whole
+from tune_sparsity.tuner.study.goal import at_targets
 
 OURS, DENSE = "lpss", "dense"
 METHODS = (OURS, "gmp", "rigl", "set", "sparse-momentum", DENSE)
@@ -45,10 +46,10 @@ def work(data_dir: str, job: Job) -> Job:
 
 def search(experiment: Experiment, data: Data, job: Job) -> Job:
     """Tune a method at a target with one optimizer. Return the best parameters and their validation accuracy."""
-    options = {name: job[name] for name in ("method", "space", "target", "trials", "epochs")}
+    options = {name: job[name] for name in ("method", "space", "trials", "epochs")}
     ended = [
         (trial.metrics["val_accuracy_at_target"], -trial.number, trial.params)
-        for trial in completed(experiment, data, seed=0, **options)
+        for trial in completed(experiment, data, goal=at_targets(job["target"]), seed=0, **options)
         if trial.metrics["sparsity"] >= job["target"]
     ]
     value, _, params = max(ended, key=lambda one: one[:2], default=(0.0, 0, {}))

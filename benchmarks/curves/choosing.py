@@ -38,6 +38,7 @@ from tune_sparsity.experiments.base import outputs_of
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.study.estimate import shrunk
+from tune_sparsity.tuner.study.goal import at_targets
 
 Array = np.ndarray[Any, Any]
 METHOD, TRIALS, SPLITS = "lpss", 24, 200
@@ -127,15 +128,15 @@ class Task:
     def searched(self, target: float, seed: int) -> Measured:
         """Run one study."""
         own: dict[str, Any] = {
-            "target": target,
+            "goal": at_targets(target),
             "trials": TRIALS,
             "seed": seed,
             "epochs": self.epochs,
             "method": METHOD,
         }
         trials = completed(self.experiment, self.data, **own)
-        found = [self._measured(one.training) for one in trials if one.training.sparse.sparsity() >= target]
-        return self._joined(found)
+        found = [self.measured(one.training) for one in trials if one.training.sparse.sparsity() >= target]
+        return self.joined(found)
 
     def default(self, target: float, seed: int) -> Measured:
         """Train the first point of the search space at the target, without a search."""
@@ -144,12 +145,12 @@ class Task:
         training = Training(self.experiment, self.data.train, self.data.val, METHOD, params, **own)
         while not training.finished:
             training.train()
-        return self._joined([self._measured(training)])
+        return self.joined([self.measured(training)])
 
-    def _measured(self, training: Training) -> tuple[Array, Array, float]:
+    def measured(self, training: Training) -> tuple[Array, Array, float]:
         return (*_on_images(training, self.data.test), training.sparse.sparsity())
 
-    def _joined(self, found: list[tuple[Array, Array, float]]) -> Measured:
+    def joined(self, found: list[tuple[Array, Array, float]]) -> Measured:
         correct, loss, sparsity = (np.array(part) for part in zip(*found, strict=True))
         return Measured(correct, loss, sparsity, self.data.val.examples)
 

@@ -23,7 +23,7 @@ import argparse
 import importlib.util
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -200,18 +200,24 @@ def result_of(experiment: str, trials: int, seed: int, searched: Searched) -> Re
         finished += [one.trial for one in ended if one.trial.finished]
         epochs, seconds = epochs + ended[-1].epochs, seconds + ended[-1].seconds
     regrets = {sparsity: top(experiment, sparsity) - _named(finished, sparsity) for sparsity in SPARSITIES}
-    return Result(_mean_accuracy(finished), regrets, epochs, seconds)
+    places = [(one.params[SPARSITY], one.curve[-1], one.expected) for one in finished]
+    return Result(mean_accuracy(places), regrets, epochs, seconds)
 
 
-def _mean_accuracy(finished: Sequence[Simulated]) -> float:
-    """Return the mean expected accuracy over the front of the trials that are on the front by their noisy accuracy."""
-    front = WHOLE.front(_record(place, trial, trial.curve[-1]) for place, trial in enumerate(finished))
-    named = (finished[record.number] for record in front)
-    return WHOLE.mean_value(WHOLE.hypervolume(_record(0, trial, trial.expected) for trial in named))
+def mean_accuracy(trials: Sequence[tuple[float, float, float]]) -> float:
+    """Return the mean accuracy of a front over its sparsities.
 
+    Args:
+        trials: for each trial its sparsity, the accuracy by which the front is chosen, and the accuracy that counts.
+    """
 
-def _record(number: int, trial: Simulated, accuracy: float) -> TrialRecord:
-    return TrialRecord(number, METHOD, {}, TrialState.COMPLETED, accuracy, trial.params[SPARSITY])
+    def records(which: Iterable[int], column: int) -> Iterator[TrialRecord]:
+        for number in which:
+            own = trials[number]
+            yield TrialRecord(number, METHOD, {}, TrialState.COMPLETED, own[column], own[0])
+
+    front = [record.number for record in WHOLE.front(records(range(len(trials)), 1))]
+    return WHOLE.mean_value(WHOLE.hypervolume(records(front, 2)))
 
 
 def _named(finished: Sequence[Simulated], sparsity: float) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Table
-from benchmarks.driver import reported
+from benchmarks.driver import option_of, reported
 from benchmarks.search import Rule
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.tuner.config.study_config import make_config
@@ -31,7 +31,7 @@ from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.search.spaces import spaces_of
-from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.trial import Epoch
 
 SLOTS, METHOD, TRIED, REFINED = 2, "lpss", 1 << 12, 6
@@ -147,8 +147,7 @@ class Ours:
         **options: Any,
     ) -> None:
         self.now = 0.0
-        asked = {"front": goal.ends} if goal.kind is GoalKind.FRONT else {"target": goal.targets}
-        about = {**asked, "trials": trials, "storage": folder, "study": "simulated", "method": list(methods)}
+        about = {**option_of(goal), "trials": trials, "storage": folder, "study": "simulated", "method": list(methods)}
         config = make_config(about).resolved()
         spaces = [change(space) for space in spaces_of(config, goal)]
         self._study = StudyRun(

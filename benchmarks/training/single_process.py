@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.driver import reported
+from benchmarks.driver import option_of, reported
 from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.training import NotFinite, Training
 from tune_sparsity.tuner.config.study_config import make_config
@@ -16,7 +16,7 @@ from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.search.spaces import spaces_of
-from tune_sparsity.tuner.study.goal import at_targets
+from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
 from tune_sparsity.tuner.worker.trainable import trial_seed
 
@@ -37,7 +37,7 @@ def completed(
     experiment: Experiment,
     data: Data,
     *,
-    target: float,
+    goal: Goal,
     trials: int,
     seed: int,
     epochs: int | None = None,
@@ -48,15 +48,16 @@ def completed(
     Args:
         experiment: the network.
         data: what it is trained on.
-        target, trials, seed, epochs: the options of these names.
+        goal: a front, or one or more targets.
+        trials, seed, epochs: the options of these names.
         asked: more options of the command, as for `tune`.
     """
     epochs = epochs or experiment.recipe.epochs
     with tempfile.TemporaryDirectory() as folder:
-        options = {"target": target, "trials": trials, "seed": seed, "storage": folder, "study": "here", **asked}
-        config, goal = make_config(options).resolved(), at_targets(target)
+        options = {**option_of(goal), "trials": trials, "seed": seed, "storage": folder, "study": "here", **asked}
+        config = make_config(options).resolved()
         spaces = spaces_of(config, goal)
-        searcher = OptunaSearcher(spaces, target, seed=seed, planner=planner_for(spaces, goal))
+        searcher = OptunaSearcher(spaces, goal.lowest, seed=seed, planner=planner_for(spaces, goal))
         study = StudyRun(config, goal, searcher, halving=halving_for(config.scheduler, goal, epochs))
         running: list[Trial] = []
         while True:

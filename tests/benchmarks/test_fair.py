@@ -12,11 +12,12 @@ from benchmarks.baselines.fan_in import fan_ins, masks
 from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import find
 from tune_sparsity.sparsity.distributions import layer_counts
+from tune_sparsity.tuner.study.goal import at_targets
 
 
 def test_an_in_process_study_trains_all_its_trials_to_the_target_sparsity() -> None:
     experiment = find("digits")
-    asked = {"target": 0.9, "trials": 3, "method": "gmp", "scheduler": "none", "space": "gmp+averaged"}
+    asked = {"goal": at_targets(0.9), "trials": 3, "method": "gmp", "scheduler": "none", "space": "gmp+averaged"}
     trials = list(completed(experiment, experiment.load(None), seed=1, epochs=2, **asked))
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert all(trial.training.finished and trial.training.sparse.sparsity() >= 0.9 for trial in trials)

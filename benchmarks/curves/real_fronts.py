@@ -1,0 +1,90 @@
+"""Compare fronts of real trainings on test images: the command's own search, and grids of the default recipe.
+
+    python -m benchmarks.curves.real_fronts [--trials 10 40] [--seeds 10] [--slack S ...] [--out FOLDER]
+
+The studies run on digits without Ray, two trials at a time. For each completed trial, the loss and the correctness on
+all 540 images that no trial trained on are kept. 200 times, 180 of them are drawn as validation images, by which the
+networks of the front are chosen. Their accuracies on the other 360 images give the mean accuracy over the sparsities
+from .5 to .99, as in benchmarks.front. So a study cannot look better by luck on its validation images. Early stopping
+and the choice of sparsities used the study's own 180 images.
+
+`--slack` compares other values of `tune_sparsity.tuner.search.cover.SLACK`. A study in the folder is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.curves.choosing import METHOD, SPLITS, Measured, Task, kept, percent
+from benchmarks.curves.fronts import WHOLE, mean_accuracy
+from benchmarks.curves.points import SPARSITY
+from benchmarks.training.single_process import completed
+from tune_sparsity.experiments import find
+from tune_sparsity.experiments.training import train_whole
+from tune_sparsity.search_spaces import load_space
+from tune_sparsity.tuner.search import cover
+from tune_sparsity.tuner.worker.trainable import trial_seed
+
+
+def searched(task: Task, trials: int, seed: int) -> Measured:
+    """Run one study of a front."""
+    own = {"trials": trials, "seed": seed, "epochs": task.epochs, "method": METHOD}
+    found = completed(task.experiment, task.data, goal=WHOLE, **own)
+    return task.joined([task.measured(one.training) for one in found])
+
+
+def grid(task: Task, count: int, seed: int) -> Measured:
+    """Train the default recipe at sparsities that are even in the logarithm of the density."""
+    found = []
+    for number, density in enumerate(np.geomspace(1 - WHOLE.lowest, 1 - WHOLE.highest, count)):
+        sparsity = float(1 - density)
+        params = {**load_space(METHOD, sparsity).first_for(sparsity)[0], SPARSITY: sparsity}
+        own = {"epochs": task.epochs, "seed": trial_seed(seed, number), "device": "cpu"}
+        found.append(task.measured(train_whole(task.experiment, task.data, METHOD, params, **own)))
+    return task.joined(found)
+
+
+def redrawn(measured: Measured) -> float:
+    """Return the mean accuracy over the front, as a mean over divisions of the images."""
+    rng, images, found = np.random.default_rng(0), measured.correct.shape[1], []
+    for _ in range(SPLITS):
+        trials = measured.trials(rng.permutation(images))
+        found.append(mean_accuracy(list(zip(trials.sparsity, trials.accuracy, trials.test, strict=True))))
+    return float(np.mean(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[10, 40])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--slack", type=float, nargs="+", default=[cover.SLACK])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/real_fronts"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as the search's workers do
+    experiment = find("digits")
+    task = Task(experiment, experiment.load(None), experiment.recipe.epochs)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print("| trials | search | test accuracy over the front % | minus the grid | completed trials |\n|" + " --- |" * 5)
+    for trials in options.trials:
+        rows: dict[str, list[Measured]] = {"grid": []} | {f"--front, slack {slack:g}": [] for slack in options.slack}
+        for seed in range(options.seeds):
+            for name, (row, slack) in zip(rows, zip(rows.values(), (None, *options.slack), strict=True), strict=True):
+                cover.SLACK = cover.SLACK if slack is None else slack
+                make = partial(grid if slack is None else searched, task, trials, seed)
+                row.append(kept(options.out / f"{name.replace(' ', '')}-{trials}-{seed}.npz", make))
+        alone = [redrawn(one) for one in rows["grid"]]
+        for name, row in rows.items():
+            found = [redrawn(one) for one in row]
+            more = [one - other for one, other in zip(found, alone, strict=True)]
+            whole = np.mean([len(one.sparsity) for one in row])
+            print(f"| {trials} | {name} | {percent(found)} | {percent(more, '+')} | {whole:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
