@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from tune_sparsity.tuner.worker.trainable import trial_seed
 
 def searched(task: Task, trials: int, seed: int) -> Measured:
     """Run one study of a front."""
-    own = {"trials": trials, "seed": seed, "epochs": task.epochs, "method": METHOD}
+    own: dict[str, Any] = {"trials": trials, "seed": seed, "epochs": task.epochs, "method": METHOD}
     found = completed(task.experiment, task.data, goal=WHOLE, **own)
     return task.joined([task.measured(one.training) for one in found])
 
@@ -72,10 +73,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print("| trials | search | test accuracy over the front % | minus the grid | completed trials |\n|" + " --- |" * 5)
     for trials in options.trials:
-        rows: dict[str, list[Measured]] = {"grid": []} | {f"--front, slack {slack:g}": [] for slack in options.slack}
+        rows: dict[str, list[Measured]] = {"grid": [], **{f"--front, slack {slack:g}": [] for slack in options.slack}}
         for seed in range(options.seeds):
-            for name, (row, slack) in zip(rows, zip(rows.values(), (None, *options.slack), strict=True), strict=True):
-                cover.SLACK = cover.SLACK if slack is None else slack
+            for (name, row), slack in zip(rows.items(), (None, *options.slack), strict=True):
+                if slack is not None:
+                    cover.SLACK = slack
                 make = partial(grid if slack is None else searched, task, trials, seed)
                 row.append(kept(options.out / f"{name.replace(' ', '')}-{trials}-{seed}.npz", make))
         alone = [redrawn(one) for one in rows["grid"]]
