@@ -25,6 +25,7 @@ import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ METHODS = (METHOD, "gmp", "rigl")
 WHOLE, SEVERAL = along_front(0.5, 0.99), at_targets(*TARGETS)
 
 
-class Listed:
-    """Other searches of a front. They ask for a number of trials, and know of no target."""
+class FrontSearch:
+    """A search of a front that knows neither targets nor early stopping, as the base of other searches."""
 
     def __init__(self, goal: Goal, trials: int, seed: int, epochs: int, folder: Path) -> None:
         self.now, self._trials, self._begun = 0.0, trials, 0
@@ -69,7 +70,7 @@ class Listed:
         return not trial.finished
 
 
-class Grid(Listed):
+class Grid(FrontSearch):
     """The default recipe, at sparsities that are even in the logarithm of the density."""
 
     def params(self, number: int) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Grid(Listed):
         return {**load_space(METHOD, sparsity).first_for(sparsity)[0], SPARSITY: sparsity}
 
 
-class RayFront(Listed):
+class RayFront(FrontSearch):
     """Ray's OptunaSearch, called directly, which maximises the accuracy and the sparsity."""
 
     def __init__(self, *about: Any) -> None:
@@ -100,7 +101,7 @@ class RayFront(Listed):
         return not trial.finished
 
 
-class Moasha(Listed):
+class Moasha(FrontSearch):
     """Syne Tune's MOASHA, called directly: random parameters, and early stopping by the rank in the front."""
 
     def __init__(self, *about: Any) -> None:
@@ -126,8 +127,6 @@ class Moasha(Listed):
 
 
 def _trial(number: int) -> Any:
-    from datetime import datetime
-
     from syne_tune.backend.trial_status import Trial
 
     return Trial(number, {}, datetime.min)

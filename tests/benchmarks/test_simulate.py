@@ -119,7 +119,7 @@ def test_a_front_of_several_methods_has_trials_of_each() -> None:
     assert set(numbers.values()) == {True, False}
 
 
-class Best(fronts.Listed):
+class Best(fronts.FrontSearch):
     """Asks for the surrogate's best configuration at each sparsity of the front."""
 
     def params(self, number: int) -> dict[str, Any]:
