@@ -40,7 +40,7 @@ from benchmarks.studies import spread
 from tune_sparsity.experiments import Training, find
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.search.samplers import SAMPLERS
-from tune_sparsity.tuner.study.goal import along_front
+from tune_sparsity.tuner.study.goal import Goal, along_front
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.worker.trainable import trial_seed
 
@@ -54,6 +54,11 @@ ONE_IN_TEN = 5020
 """A tenth of the weights of the digits network that may be pruned."""
 SHORT = {"mnist": (24, 8), "fashion-mnist": (24, 8)}
 """Trials and epochs of the studies on larger data."""
+
+
+def even_in_log(front: Goal, count: int) -> np.ndarray:
+    """Return so many sparsities between the ends of a front, even in the logarithm of the density."""
+    return 1 - np.geomspace(1 - front.lowest, 1 - front.highest, count)
 
 
 class Bench:
@@ -79,7 +84,7 @@ class Bench:
     def grid(self, experiment: str, seed: int, count: int, epochs: int, point: int, even: str) -> float:
         """Return the mean accuracy over the front of `count` trainings of one of the first points."""
         low, high = FRONT.lowest, FRONT.highest
-        sparsities = np.linspace(low, high, count) if even == "sparsity" else 1 - np.geomspace(1 - low, 1 - high, count)
+        sparsities = np.linspace(low, high, count) if even == "sparsity" else even_in_log(FRONT, count)
         records = []
         for number, sparsity in enumerate(np.clip(sparsities, low, high).tolist()):
             accuracy, measured = self.trained(experiment, seed, number, epochs, point, sparsity)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,10 @@ from benchmarks.curves.table import Table
 from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import Data, Experiment, find
 from tune_sparsity.experiments.base import outputs_of
-from tune_sparsity.experiments.training import Training
+from tune_sparsity.experiments.training import Training, train_whole
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.study.estimate import shrunk
-from tune_sparsity.tuner.study.goal import at_targets
+from tune_sparsity.tuner.study.goal import Goal, at_targets
 
 Array = np.ndarray[Any, Any]
 METHOD, TRIALS, SPLITS = "lpss", 24, 200
@@ -125,34 +125,28 @@ class Task:
     data: Data
     epochs: int
 
-    def searched(self, target: float, seed: int) -> Measured:
-        """Run one study."""
-        own: dict[str, Any] = {
-            "goal": at_targets(target),
-            "trials": TRIALS,
-            "seed": seed,
-            "epochs": self.epochs,
-            "method": METHOD,
-        }
-        trials = completed(self.experiment, self.data, **own)
-        found = [self.measured(one.training) for one in trials if one.training.sparse.sparsity() >= target]
-        return self.joined(found)
+    def searched(self, goal: Goal, trials: int, seed: int) -> Measured:
+        """Run one study, and measure its completed and feasible trials."""
+        own: dict[str, Any] = {"trials": trials, "seed": seed, "epochs": self.epochs, "method": METHOD}
+        found = completed(self.experiment, self.data, goal=goal, **own)
+        return self._measured(one.training for one in found if one.training.sparse.sparsity() >= goal.lowest)
 
-    def default(self, target: float, seed: int) -> Measured:
-        """Train the first point of the search space at the target, without a search."""
-        params = load_space(METHOD, target).first_for(target)[0]
-        own: dict[str, Any] = {"epochs": self.epochs, "seed": 1000 + seed}
-        training = Training(self.experiment, self.data.train, self.data.val, METHOD, params, **own)
-        while not training.finished:
-            training.train()
-        return self.joined([self.measured(training)])
+    def default(self, sparsities: Sequence[float], seeds: Sequence[int]) -> Measured:
+        """Train the default recipe at each of the sparsities, under one seed each, without a search."""
+        return self._measured(
+            train_whole(self.experiment, self.data, METHOD, first_point(one), epochs=self.epochs, seed=seed)
+            for one, seed in zip(sparsities, seeds, strict=True)
+        )
 
-    def measured(self, training: Training) -> tuple[Array, Array, float]:
-        return (*_on_images(training, self.data.test), training.sparse.sparsity())
-
-    def joined(self, found: list[tuple[Array, Array, float]]) -> Measured:
+    def _measured(self, trainings: Iterable[Training]) -> Measured:
+        found = [(*_on_images(one, self.data.test), one.sparse.sparsity()) for one in trainings]
         correct, loss, sparsity = (np.array(part) for part in zip(*found, strict=True))
         return Measured(correct, loss, sparsity, self.data.val.examples)
+
+
+def first_point(sparsity: float) -> dict[str, Any]:
+    """Return the default recipe for a sparsity: the first point of the search space that a study tries."""
+    return load_space(METHOD, sparsity).first_for(sparsity)[0]
 
 
 def kept(path: Path, make: Callable[[], Measured]) -> Measured:
@@ -174,10 +168,13 @@ def studies(task: Task, targets: list[float], count: int, recipes: int, out: Pat
     out.mkdir(parents=True, exist_ok=True)
     alone: dict[float, list[Measured]] = {t: [] for t in targets}
     found: dict[float, list[Measured]] = {t: [] for t in targets}
-    for name, number, make, of in (("default", recipes, task.default, alone), ("study", count, task.searched, found)):
-        for seed in range(number):
-            for t in targets:
-                of[t].append(kept(out / f"{name}-{t}-{seed}.npz", partial(make, t, seed)))
+    for seed in range(recipes):
+        for t in targets:
+            alone[t].append(kept(out / f"default-{t}-{seed}.npz", partial(task.default, [t], [1000 + seed])))
+    for seed in range(count):
+        for t in targets:
+            run = partial(task.searched, at_targets(t), TRIALS, seed)
+            found[t].append(kept(out / f"study-{t}-{seed}.npz", run))
     images = np.arange(found[targets[0]][0].correct.shape[1])
     own = {t: np.array([_figures(one.trials(images)) for one in found[t]]) for t in targets}
     drawn = {t: [_redrawn(one, seed) for seed, one in enumerate(found[t])] for t in targets}

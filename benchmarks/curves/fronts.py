@@ -23,6 +23,7 @@ import argparse
 import importlib.util
 import statistics
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,24 +34,22 @@ from typing import Any
 import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from benchmarks.curves.choosing import percent
+from benchmarks.curves.choosing import first_point, percent
 from benchmarks.curves.points import SPARSITY
 from benchmarks.curves.studies import METHOD, Make, Ours, Simulated, applying, ended_trials, highest, surrogate_of
-from tune_sparsity.search_spaces import load_space
+from benchmarks.front import FRONT, TARGETS, even_in_log
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import Asked
 from tune_sparsity.tuner.search.spaces import space_for
-from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
+from tune_sparsity.tuner.study.goal import Goal, at_targets
 from tune_sparsity.tuner.study.trial import Epoch, TrialRecord, TrialState
 
-TARGETS = (0.8, 0.9, 0.95, 0.98)
 SPARSITIES = (0.5, 0.7, *TARGETS)
 METHODS = (METHOD, "gmp", "rigl")
-WHOLE, SEVERAL = along_front(0.5, 0.99), at_targets(*TARGETS)
 
 
-class FrontSearch:
-    """A search of a front that knows neither targets nor early stopping, as the base of other searches."""
+class FrontSearch(ABC):
+    """The base of other searches of a front. It counts the trials, and stops none of them early."""
 
     def __init__(self, goal: Goal, trials: int, seed: int, epochs: int, folder: Path) -> None:
         self.now, self._trials, self._begun = 0.0, trials, 0
@@ -62,9 +61,9 @@ class FrontSearch:
         self._begun += 1
         return Asked(self._begun - 1, METHOD, self.params(self._begun - 1))
 
+    @abstractmethod
     def params(self, number: int) -> dict[str, Any]:
         """Return the parameters of a trial."""
-        raise NotImplementedError
 
     def goes_on(self, trial: Simulated, epoch: Epoch) -> bool:
         return not trial.finished
@@ -74,9 +73,7 @@ class Grid(FrontSearch):
     """The default recipe, at sparsities that are even in the logarithm of the density."""
 
     def params(self, number: int) -> dict[str, Any]:
-        low, high = self.goal.ends
-        sparsity = float(1 - np.geomspace(1 - low, 1 - high, self._trials)[number])
-        return {**load_space(METHOD, sparsity).first_for(sparsity)[0], SPARSITY: sparsity}
+        return first_point(float(even_in_log(self.goal, self._trials)[number]))
 
 
 class RayFront(FrontSearch):
@@ -151,7 +148,7 @@ class Searched:
     """A row of the table: a search, and the goals among which it divides the trials."""
 
     make: Make
-    goals: tuple[Goal, ...] = (WHOLE,)
+    goals: tuple[Goal, ...] = (FRONT,)
 
 
 def searches() -> dict[str, Searched]:
@@ -168,8 +165,8 @@ def searches() -> dict[str, Searched]:
         "grid": Searched(Grid),
         "Ray": Searched(RayFront),
         **({"MOASHA": Searched(Moasha)} if importlib.util.find_spec("syne_tune") else {}),
-        "four targets": Searched(Ours, (SEVERAL,)),
-        "four targets, three methods": Searched(partial(Ours, methods=METHODS), (SEVERAL,)),
+        "four targets": Searched(Ours, (at_targets(*TARGETS),)),
+        "four targets, three methods": Searched(partial(Ours, methods=METHODS), (at_targets(*TARGETS),)),
         "four studies": Searched(Ours, tuple(map(at_targets, TARGETS))),
     }
 
@@ -215,8 +212,8 @@ def mean_accuracy(trials: Sequence[tuple[float, float, float]]) -> float:
             own = trials[number]
             yield TrialRecord(number, METHOD, {}, TrialState.COMPLETED, own[column], own[0])
 
-    front = [record.number for record in WHOLE.front(records(range(len(trials)), 1))]
-    return WHOLE.mean_value(WHOLE.hypervolume(records(front, 2)))
+    front = [record.number for record in FRONT.front(records(range(len(trials)), 1))]
+    return FRONT.mean_value(FRONT.hypervolume(records(front, 2)))
 
 
 def _named(finished: Sequence[Simulated], sparsity: float) -> float:
@@ -235,11 +232,12 @@ def _row(name: str, trials: int, results: Sequence[Result], epochs: int) -> Iter
 
 
 def main() -> None:
+    known = searches()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="digits")
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--only", nargs="+", choices=list(searches()), default=[])
+    parser.add_argument("--only", nargs="+", choices=list(known), default=[])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     best = (f"{sparsity:g}: {100 * top(options.experiment, sparsity):.2f} %" for sparsity in SPARSITIES)
@@ -248,9 +246,8 @@ def main() -> None:
     print(f"| {' | '.join(header)} |\n|" + " --- |" * len(header))
     epochs = surrogate_of(options.experiment).epochs
     for trials in options.trials:
-        for name in options.only or searches():
-            about = options.experiment, trials
-            results = [result_of(*about, seed, searches()[name]) for seed in range(options.seeds)]
+        for name in options.only or known:
+            results = [result_of(options.experiment, trials, seed, known[name]) for seed in range(options.seeds)]
             print(f"| {' | '.join(_row(name, trials, results, epochs))} |", flush=True)
 
 

@@ -16,38 +16,21 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.curves.choosing import METHOD, SPLITS, Measured, Task, kept, percent
-from benchmarks.curves.fronts import WHOLE, mean_accuracy
-from benchmarks.curves.points import SPARSITY
-from benchmarks.training.single_process import completed
+from benchmarks.curves.choosing import SPLITS, Measured, Task, kept, percent
+from benchmarks.curves.fronts import mean_accuracy
+from benchmarks.front import FRONT, even_in_log
 from tune_sparsity.experiments import find
-from tune_sparsity.experiments.training import train_whole
-from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.search import cover
 from tune_sparsity.tuner.worker.trainable import trial_seed
 
 
-def searched(task: Task, trials: int, seed: int) -> Measured:
-    """Run one study of a front."""
-    own: dict[str, Any] = {"trials": trials, "seed": seed, "epochs": task.epochs, "method": METHOD}
-    found = completed(task.experiment, task.data, goal=WHOLE, **own)
-    return task.joined([task.measured(one.training) for one in found])
-
-
 def grid(task: Task, count: int, seed: int) -> Measured:
     """Train the default recipe at sparsities that are even in the logarithm of the density."""
-    found = []
-    for number, density in enumerate(np.geomspace(1 - WHOLE.lowest, 1 - WHOLE.highest, count)):
-        sparsity = float(1 - density)
-        params = {**load_space(METHOD, sparsity).first_for(sparsity)[0], SPARSITY: sparsity}
-        own = {"epochs": task.epochs, "seed": trial_seed(seed, number), "device": "cpu"}
-        found.append(task.measured(train_whole(task.experiment, task.data, METHOD, params, **own)))
-    return task.joined(found)
+    return task.default(even_in_log(FRONT, count).tolist(), [trial_seed(seed, number) for number in range(count)])
 
 
 def redrawn(measured: Measured) -> float:
@@ -78,7 +61,9 @@ def main() -> None:
             for (name, row), slack in zip(rows.items(), (None, *options.slack), strict=True):
                 if slack is not None:
                     cover.SLACK = slack
-                make = partial(grid if slack is None else searched, task, trials, seed)
+                make = (
+                    partial(grid, task, trials, seed) if slack is None else partial(task.searched, FRONT, trials, seed)
+                )
                 row.append(kept(options.out / f"{name.replace(' ', '')}-{trials}-{seed}.npz", make))
         alone = [redrawn(one) for one in rows["grid"]]
         for name, row in rows.items():

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.curves.choosing import VALIDATION, Measured, Task
 from benchmarks.curves.fronts import mean_accuracy
-from benchmarks.curves.real_fronts import grid, redrawn, searched
+from benchmarks.curves.real_fronts import grid, redrawn
+from benchmarks.front import FRONT
 from tune_sparsity.experiments import find
 
 
@@ -30,4 +31,4 @@ def test_a_grid_and_a_study_have_trials_at_both_ends_of_the_front() -> None:
     found = grid(task, 3, 0)
     assert found.sparsity == pytest.approx([0.5, 1 - (0.5 * 0.01) ** 0.5, 0.99], abs=1e-4)
     assert found.correct.shape == (3, 540)
-    assert searched(task, 2, 0).sparsity.max() >= 0.9899
+    assert task.searched(FRONT, 2, 0).sparsity.max() >= 0.9899

@@ -14,6 +14,7 @@ from benchmarks.curves import fronts, simulate, studies, surrogate
 from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import accuracies, log_errors
 from benchmarks.curves.table import Row, Table
+from benchmarks.front import FRONT
 
 EPOCHS, BEST = 6, 0.98
 METHODS = ("lpss", "gmp")
@@ -113,7 +114,7 @@ def test_a_simulated_front_is_reproducible_and_its_regrets_are_not_negative(name
 
 def test_a_front_of_several_methods_has_trials_of_each() -> None:
     make = partial(studies.Ours, methods=METHODS)
-    ended = studies.ended_trials("known", fronts.WHOLE, 8, 0, make)
+    ended = studies.ended_trials("known", FRONT, 8, 0, make)
     numbers = {one.trial.number: "threshold_interval" in one.trial.params for one in ended}
     assert sorted(numbers) == list(range(8))
     assert set(numbers.values()) == {True, False}
@@ -136,6 +137,6 @@ def test_a_search_that_knows_the_best_configurations_has_nearly_no_regret() -> N
 
 
 def test_the_grid_is_even_in_the_logarithm_of_the_density() -> None:
-    ended = studies.ended_trials("known", fronts.WHOLE, 5, 0, fronts.Grid)
+    ended = studies.ended_trials("known", FRONT, 5, 0, fronts.Grid)
     densities = [1 - one.trial.params[SPARSITY] for one in ended]
     assert densities == pytest.approx([0.5, 0.5**0.75 * 0.01**0.25, (0.5 * 0.01) ** 0.5, 0.5**0.25 * 0.01**0.75, 0.01])

@@ -24,6 +24,7 @@ from torch import nn
 
 from tests.helpers.in_process import NoTracker, run_in_process
 from tests.helpers.layers import Conv1D
+from tests.helpers.waiting import until
 from tune_sparsity.sparsity import lpss
 from tune_sparsity.tuner.driver import live_plots
 from tune_sparsity.tuner.driver.live_plots import LivePictures
@@ -332,11 +333,11 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
 
     live = LivePictures(drawn, tmp_path, Tracker(), every=0.05)  # type: ignore[arg-type]
     with _begun(live, study):
-        _until(lambda: live.made == 1)
+        until(lambda: live.made == 1)
         time.sleep(0.3)
         assert live.made == 1
         study.records[1] = trial(1, 0.95)
-        _until(lambda: live.made == 2)
+        until(lambda: live.made == 2)
     assert taken == [["pareto.html", "pictures.html"]] * 2
     assert "t0001" in (tmp_path / "pictures.html").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pareto.html", "pictures.html"]
@@ -353,7 +354,7 @@ def test_plot_libraries_are_imported_once_when_all_trials_have_begun(
         time.sleep(0.3)
         assert not loaded
         study.full = True
-        _until(lambda: bool(loaded))
+        until(lambda: bool(loaded))
         time.sleep(0.2)
     assert loaded == [1]
     assert (
@@ -371,10 +372,3 @@ def _begun(live: LivePictures, study: Any) -> Iterator[None]:
         yield
     finally:
         live.study_ended(study)
-
-
-def _until(condition: Any) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
