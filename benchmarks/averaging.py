@@ -1,12 +1,18 @@
-"""Averages of the weights under a held learning rate, and weights of 4 bits, beside the cosine: LeNet-300-100, lpss.
+"""Compare three ways to train LeNet-300-100 with lpss, called sides: `cosine`, `average` and `bits`.
 
     python -m benchmarks.averaging --data-dir DIR [--tasks 0 1 2] [--sides cosine average bits] [--points 24]
 
-All sides are tuned alike, on validation data, for each data set and sparsity: the same random points, to which the side
-with the average adds its tail, and that with 4 bits its share of the steps. The BEST points of each are trained under
-two more seeds, and the best mean over the three seeds is taken. It is then trained under three seeds that no search has
-seen, and read once on the test data: of Fashion-MNIST on the 55,000 images of the search ("final"), and for both sets
-on all 60,000 ("whole"). MNIST's search, at .98, has half the epochs, and serves all four sparsities.
+`cosine` lowers the learning rate along a cosine. `average` holds the learning rate at a share of its peak, called the
+tail, after the mask is fixed, and averages the weights from then on. `bits` gives the weights 4 bits in the last part
+of the training.
+
+For each data set and sparsity, every side is tuned on validation data with the same random points. `average` adds the
+tail and the kind of average to each point. `bits` adds the length of the last part, and to half of the points also the
+tail. The BEST points of each side are trained under two more seeds. The point with the best mean validation accuracy
+over the three seeds is chosen. It is then trained under three seeds that no search has used, and each of these networks
+is tested once. On Fashion-MNIST there are two such trainings for each seed: "final" uses the 55,000 training images of
+the search, and "whole" uses all 60,000. On MNIST there is only "whole". MNIST is tuned only at the sparsity .98, with
+half the epochs of the trainings that follow, and the chosen point is trained at four sparsities.
 
 Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again.
 """
@@ -37,7 +43,7 @@ SIDES = ("cosine", "average", "bits")
 
 @dataclass(frozen=True)
 class Task:
-    """A search at one sparsity, and the sparsities that its best point serves."""
+    """A search at one sparsity, and the sparsities at which its best point is then trained."""
 
     experiment: str
     tuned_at: float
@@ -55,7 +61,7 @@ TASKS = (
 
 
 def points(side: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield random points: the values that the sides share are the same."""
+    """Yield `count` random points of a side. All sides get the same random numbers."""
     for number in range(count):
         u = np.random.default_rng(number).uniform(size=9)
 
@@ -81,7 +87,7 @@ def points(side: str, count: int) -> Iterator[dict[str, Any]]:
 
 
 def train(job: Job, data_dir: str) -> Job:
-    """Train one job in this process; return it with its accuracies. A training that diverges has accuracy 0."""
+    """Train one job in this process. Return it with its accuracies. If it diverges, only `val` is there, and is 0."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     experiment, data = _loaded(job["experiment"], data_dir)
@@ -104,7 +110,7 @@ def train(job: Job, data_dir: str) -> Job:
 
 
 class Log:
-    """The trainings that are done, one JSON document a line, and those that are run now."""
+    """Runs trainings, and keeps the finished ones in one file for each experiment, one JSON document a line."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self._done = options, dict[str, Job]()
@@ -119,7 +125,7 @@ class Log:
         return json.dumps([job[name] for name in names], sort_keys=True)
 
     def train(self, jobs: Iterable[Job], pool: ProcessPoolExecutor) -> list[Job]:
-        """Return the jobs with their accuracies; those are trained that were not before."""
+        """Train the jobs that are not in the files yet. Return all jobs with their accuracies."""
         jobs = list(jobs)
         left = [job for job in jobs if self._key(job) not in self._done]
         for done in pool.map(train, left, [self._options.data_dir] * len(left)):

@@ -1,12 +1,18 @@
-"""Studies that are broken on purpose and resumed: what is lost, doubled, left running or corrupted.
+"""Break studies on purpose and resume them. Count what is lost, duplicated, left running or corrupted.
 
     python -m benchmarks.chaos [--driver 20] [--worker 10] [--disk 5] [--first 0] [--out FOLDER] [--experiment NAME]
 
-Each study is the command's own, with one trial at a time and the same seed; an unbroken one comes first. At a random
-moment of it the driver is killed (SIGKILL), or the process of the trial that runs, or the folder of the study, a small
-tmpfs (for which one must be root), becomes full until the command has ended. A driver that was killed and a study
-without room are resumed. Every study is a line of FOLDER/chaos.jsonl, and is not run again. The table is printed in
-Markdown; the exit code is 1 if anything was found.
+The command `tune-sparsity` runs every study, with one trial at a time, the same options and the same seed. The first
+study is not broken. Each other study is broken at a random moment, in one of three ways:
+
+- `driver`: the driver is killed (SIGKILL).
+- `worker`: the process of the running trial is killed.
+- `disk`: the disk of the study, a small tmpfs, becomes full, and stays full until the command has ended. Only root can
+  mount it.
+
+If the command ended with an error, the study is then resumed. Every study is a line of FOLDER/chaos.jsonl, and is not
+run again. The table is printed in Markdown. The exit code is 1 if one of these faults was found, if the tables of a
+study differ from those of the unbroken study, or if a study could not be resumed.
 """
 
 from __future__ import annotations
@@ -46,7 +52,7 @@ PATIENCE = 300.0  # the longest wait for an event, in seconds
 
 @dataclass
 class Broken:
-    """What became of a study that was broken."""
+    """The result of one broken study."""
 
     kind: str
     index: int
@@ -67,11 +73,11 @@ class Broken:
 
 
 class Chaos:
-    """Runs studies in `out`, where all that it knows is kept.
+    """Runs studies in the folder `out`, and keeps their results there.
 
     Args:
         out: the folder.
-        experiment: that they are of.
+        experiment: the value of `--experiment` for all studies.
     """
 
     def __init__(self, out: Path, experiment: str) -> None:
@@ -95,7 +101,7 @@ class Chaos:
             )
 
     def reference(self) -> dict[str, Any]:
-        """The unbroken study: its tables, and how long its search took."""
+        """Return the tables of the unbroken study, and the seconds from the creation of its journal to its end."""
         for line in self.known():
             if line["kind"] == "reference":
                 return line
@@ -116,7 +122,7 @@ class Chaos:
             file.write(json.dumps(line) + "\n")
 
     def run(self, kind: str, index: int) -> Broken:
-        """Breaks one study, resumes it, and looks at what there is."""
+        """Break one study, resume it if its command failed, and check its files and records."""
         unbroken = self.reference()
         result = Broken(kind, index, random.Random(f"{kind}{index}").random())
         name = f"{kind}{index:02d}"
@@ -224,7 +230,7 @@ def small_disk(folder: Path) -> Any:
 
 
 def finished(folder: Path) -> dict[int, str]:
-    """The records of the trials that have ended, by number, as the journal has them."""
+    """Return the record of each ended trial, as a text, by the number of the trial. It is read from the journal."""
     return {record.number: repr(record) for record in records_of(folder)}
 
 
@@ -234,13 +240,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def tables(folder: Path) -> list[list[dict[str, str]]]:
-    """trials.csv and pareto.csv but for the seconds."""
+    """Return the rows of trials.csv and pareto.csv, without the column `seconds`."""
     found = [read_table(folder / name) for name in ("trials.csv", "pareto.csv")]
     return [[{key: value for key, value in row.items() if key != "seconds"} for row in rows] for rows in found]
 
 
 def corrupted(folder: Path) -> list[str]:
-    """Files that cannot be read as what they are, and files that should not be there."""
+    """Return the names of the files that cannot be read in their formats, each with the kind of the error."""
     from safetensors import safe_open
 
     from tune_sparsity.tuner.storage.places import Folder

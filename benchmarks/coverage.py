@@ -1,10 +1,11 @@
-"""How much of torchvision's networks is prunable.
+"""Measure how large a share of the weights of torchvision's networks is prunable.
 
     python -m benchmarks.coverage [--write docs/layers.md]
 
-For each network of the classification, segmentation and video families: its weight matrices, the share of their weights
-that is prunable, and what stays dense. The networks are built without memory for their weights. Prints a table in
-Markdown; `--write` puts it into a file, in the place of the table there.
+The command prints a table in Markdown. It has a row for each network of the classification, segmentation and video
+families: the number of weight matrices, the share of their weights that is prunable, and the matrices that stay dense.
+The parameters of the networks have shapes but no values, so they need no memory. With `--write FILE`, the table is not
+printed: it replaces the table at the end of FILE.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _HEADER = ["| network | matrices | weights in them | prunable | stay dense |", "
 
 @dataclass(frozen=True)
 class Coverage:
-    """A network's weight matrices. `dense`: how many of each kind stay dense, by name and reason."""
+    """The weight matrices of a network. `dense` counts the dense ones, by the end of their name and the reason."""
 
     name: str
     matrices: int
@@ -52,7 +53,7 @@ class Coverage:
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Within it parameters have shapes and no values."""
+    """In this context, the parameters of new modules have shapes but no values."""
     hook = register_module_parameter_registration_hook(
         lambda module, name, param: nn.Parameter(param.detach().to("meta"), param.requires_grad)
     )

@@ -1,12 +1,15 @@
-"""What the driver costs beside the training: simulated trials through searcher, early stopping, records and tracker.
+"""Measure what a study costs without the training: its searcher, early stopping, records and tracker.
 
     python -m benchmarks.driver [--trials 1000 10000] [--slots 2] [--epochs 8] [--front]
 
-Everything is what a study has, Ray and the training excepted: an Optuna journal and an MLflow store (sqlite) on disk,
-trials.csv every few seconds, the display's line. A simulated trial reports a learning curve that depends on its
-parameters; a part of the trials fails. Each number of trials runs in a process of its own, whose largest resident
-memory is reported, and also what it was after the first hundred trials: what the libraries take. Seconds are the wall
-clock from the first trial to the closed tracker, and the processor time of all threads.
+The trials are simulated, and Ray is not used. All other parts are those of a real study: an Optuna journal and an
+MLflow store (sqlite) on disk, trials.csv every few seconds, the progress line. A simulated trial reports a learning
+curve that depends on its parameters. About 2 % of the trials fail.
+
+Each number in `--trials` is measured in a process of its own. This process first runs a study of 100 trials, and then
+the measured study. The table has the largest resident memory after each of the two; the first is about the memory of
+the libraries. Wall time and the processor time of all threads are measured from the first trial until the tracker is
+closed and trials.csv is written.
 """
 
 from __future__ import annotations
@@ -72,14 +75,14 @@ class Simulated:
 
 
 def option_of(goal: Goal) -> dict[str, Any]:
-    """Return the option of a study with this goal, as a dict with one entry. The goal is a front or has targets."""
+    """Return the option `front` or `target` that gives a study this goal, as a dict with one entry."""
     return {"front": goal.ends} if goal.kind is GoalKind.FRONT else {"target": goal.targets}
 
 
 def study_in(
     folder: Path, trials: int, epochs: int, front: bool, more: Sequence[Listener] = ()
 ) -> tuple[StudyRun, Tracker]:
-    """A study's driver with `more` listeners, and its tracker, with everything on disk below `folder`."""
+    """Return the driver of a study, with the listeners `more` too, and its tracker. All files are in `folder`."""
     goal = along_front(0.5, 0.99) if front else at_targets(0.9)
     options = {**option_of(goal), "trials": trials, "storage": folder, "study": "simulated"}
     config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
@@ -103,7 +106,7 @@ def study_in(
 
 
 def run(study: StudyRun, slots: int, epochs: int) -> None:
-    """All trials of the study, `slots` at a time, an epoch of each in turn."""
+    """Run all trials of the study, `slots` at a time. The running trials take turns, one epoch each."""
     running: list[Simulated] = []
     while True:
         while len(running) < slots and (asked := study.ask()) is not None:
@@ -122,8 +125,8 @@ def _goes_on(study: StudyRun, trial: Simulated) -> bool:
 
 
 def reported(study: StudyRun, number: int, epoch: Epoch, final_sparsity: float, *, last: bool) -> bool:
-    """Record an epoch of a trial. End the trial after its last epoch, or if early stopping says so. Return whether it
-    goes on."""
+    """Record an epoch of a trial. End the trial after its last epoch, or if early stopping says so. Return whether
+    the trial goes on."""
     study.epoch(number, epoch)
     if not last and study.goes_on(number, epoch, final_sparsity):
         return True
@@ -137,7 +140,7 @@ def peak_mib() -> float:
 
 
 def measure(trials: int, slots: int, epochs: int, front: bool) -> dict[str, float]:
-    """What `trials` simulated trials take in this process; see the module's text."""
+    """Run `trials` simulated trials in this process. Return their counts, times and memory (see the file's top)."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as folder:
         warm, tracker = study_in(Path(first), 100, epochs, front)
         run(warm, slots, epochs)

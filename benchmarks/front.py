@@ -1,21 +1,23 @@
-"""What `--front` and several targets find, against the simplest alternative in the same number of epochs.
+"""Compare the studies of a front or of several targets with simple alternatives in the same number of epochs.
 
     python -m benchmarks.front digits [--seeds 5] [--samplers tpe gp ...] [--trials 10 40 100]
     python -m benchmarks.front mnist fashion-mnist --data-dir DIR [--seeds 3]
     python -m benchmarks.front targets ways [--seeds 5]
 
-A study runs as the command that a user would type, in a folder of its own. Beside it stand grids: the first points of
-lpss's space, trained at sparsities that are even in the logarithm of the density (with 10 trials also even in the
-sparsity), as many of them as fit into the epochs that the study trained. `mnist` and `fashion-mnist` have the grid of
-the first of them alone, and random search without early stopping, in as many trials as fit. The figure is the mean,
-over the sparsities of the range, of the best validation accuracy that is to be had at that sparsity or a higher one:
-the hypervolume divided by the range.
+A study runs as the command that a user would type, in a folder of its own. `digits` compares a study of a front with
+grids. A grid takes one of the first two points of lpss's space, and trains it at many sparsities. These have equal
+distances in the logarithm of the density; with 10 trials, another grid has sparsities at equal distances. A grid has as
+many trainings as fit into the epochs that the study trained. `mnist` and `fashion-mnist` use only one grid, with the
+first point, and also a random search without early stopping that has as many trials as this grid. All are compared by
+their mean accuracy over the front. At each sparsity of the range, the best validation accuracy at this sparsity or a
+higher one is taken. The mean of these values is the hypervolume divided by the length of the range.
 
 `targets` compares a study of four targets and 40 trials with four studies of 10 trials, one for each target.
 
-`ways` holds other ways of asking, on digits, against a simple alternative in the same number of trials: early stopping
-against none, three methods in one study against each alone, a warm start against going on, a number of weights against
-the sparsity that it is, a time budget against the trials that fit into it.
+`ways` compares options on digits with simple alternatives in the same number of trials: early stopping with no early
+stopping, three methods in one study with a study for each method, a second study that has `--warm-start` with one
+longer study, `--max-nonzero` with the sparsity that leaves the same number of weights, and `--time-budget` with a study
+of as many trials as began within this time.
 
 Every finished study and every finished training of a grid is kept below OUT and is not run again: the benchmark can be
 stopped at any time. Tables are printed in Markdown.

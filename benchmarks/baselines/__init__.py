@@ -1,1 +1,1 @@
-"""Compare the methods with the same means, and variants of the methods that compete with lpss."""
+"""Compare all methods under equal conditions, and compare RigL with a variant of RigL."""

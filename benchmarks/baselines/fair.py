@@ -1,11 +1,12 @@
-"""Compare every method with the same means: averaging, a held learning rate, SGD or AdamW, and as many tuning trials.
+"""Compare all methods under equal conditions: the same training options and the same number of tuning trials.
 
     python -m benchmarks.baselines.fair --experiment fashion-mnist --data-dir DIR [--targets 0.9 0.98] [--seeds 8]
 
-For each method and target, the command's own search tunes the method on validation data: SGD_TRIALS trials of the space
-METHOD+averaged and ADAMW_TRIALS of METHOD+averaged+adamw, with early stopping. The configuration with the best
-validation accuracy is then trained under `--seeds` fresh seeds on the training and the validation data together, and
-read on the test data. The dense network is tuned in the same way, once.
+The training options are averaged weights, a held learning rate, and SGD or AdamW. For each method and target sparsity,
+the search of `tune-sparsity` tunes the method on validation data, and stops bad trials early. It has SGD_TRIALS trials
+in the space METHOD+averaged and ADAMW_TRIALS trials in the space METHOD+averaged+adamw. The configuration with the best
+validation accuracy is then trained on the training and the validation data together, under `--seeds` new seeds, and
+each of these networks is tested once. The dense network is tuned and tested in the same way, once for all targets.
 
 The seeds are the same for all methods, so a Wilcoxon signed-rank test compares lpss with each of the others seed by
 seed. Each finished search and training is a line of OUT/EXPERIMENT.jsonl and is not run again.
@@ -67,7 +68,7 @@ def final(experiment: Experiment, data: Data, job: Job) -> Job:
 
 
 def cells(methods: list[str], targets: list[float]) -> Iterator[tuple[str, float]]:
-    """Yield each method and target. The dense network has target 0 alone."""
+    """Yield all pairs of a method and a target. The dense network has only the target 0."""
     for target in targets:
         yield from ((method, target) for method in methods if method != DENSE)
     if DENSE in methods:
@@ -75,14 +76,14 @@ def cells(methods: list[str], targets: list[float]) -> Iterator[tuple[str, float
 
 
 def searches(common: Job, method: str, target: float) -> list[Job]:
-    """Return the two searches of a cell."""
+    """Return the two searches for a method and a target: one with SGD and one with AdamW."""
     spaces = {"averaged": SGD_TRIALS, "averaged+adamw": ADAMW_TRIALS}
     own = {**common, "what": "search", "method": method, "target": target}
     return [{**own, "space": f"{method}+{overlays}", "trials": trials} for overlays, trials in spaces.items()]
 
 
 def finals(common: Job, method: str, target: float, params: Job, seeds: int) -> list[Job]:
-    """Return the trainings of a cell's chosen configuration, at exactly the target."""
+    """Return the trainings of a chosen configuration, one for each seed. Their final sparsity is the target."""
     at = {} if method == DENSE else {"final_sparsity": target}
     own = {**common, "what": "final", "method": method, "target": target, "params": {**params, **at}}
     return [{**own, "seed": FIRST_SEED + seed} for seed in range(seeds)]

@@ -1,12 +1,13 @@
-"""Compare first masks of RigL: the random ones, and masks whose neurons have log-normal fan-ins.
+"""Compare the first masks that RigL may begin with: random masks, and masks whose neurons have log-normal fan-ins.
 
     python -m benchmarks.baselines.fan_in --experiment digits [--targets 0.9 0.98] [--seeds 24] [--data-dir DIR]
 
 RigL moves connections towards few neurons with many inputs. N. Tomczak (arXiv 2604.10560) therefore begins with fan-ins
 whose distribution is log-normal, and reports .16 points more on Fashion-MNIST. Here the numbers of inputs of a layer's
 neurons are the quantiles of a log-normal distribution with a given coefficient of variation (standard deviation divided
-by mean), at least 1, in random order. Their sum is the number that Erdos-Renyi-Kernel gives the layer. The last layer
-keeps random masks. The seeds are the same for all masks. The p-value is that of Wilcoxon's signed-rank test.
+by mean). Each neuron has at least one input, and the numbers are given to the neurons in random order. Their sum is the
+number of weights that Erdos-Renyi-Kernel gives the layer. The last layer keeps a random mask. The seeds are the same
+for all kinds of masks. The p-value is that of Wilcoxon's signed-rank test.
 """
 
 from __future__ import annotations

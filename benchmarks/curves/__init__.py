@@ -1,1 +1,1 @@
-"""Collect a table of trainings, fit a surrogate to it, and simulate studies on the surrogate."""
+"""Collect trainings, fit a model to them that predicts learning curves (a surrogate), and simulate studies with it."""

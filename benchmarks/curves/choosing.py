@@ -5,16 +5,19 @@
     python -m benchmarks.curves.choosing table [--draws 5600]
     python -m benchmarks.curves.choosing seeds [--draws 5600]
 
-`studies` runs the command's own search without Ray, with 24 trials and two at a time. It also trains the default
-recipe, which is the first point of the search space at the target, under `--recipes` seeds. For each completed trial it
-keeps the loss and the correctness on all images that no trial trained on: 540 of digits, 180 of them for validation.
-Then it draws as many validation images anew and takes the others as test images, 200 times for each study. So the luck
-of the one split does not decide. Early stopping used the study's own split. A study in the folder is not run again.
+`studies` runs studies with the search of `tune-sparsity` but without Ray: 24 trials, two at a time. It also trains the
+default recipe, which is the first point of the search space at the target, under `--recipes` seeds. For each completed
+trial it keeps the loss and the correctness on all images that no trial trained on. Digits has 540 such images, and the
+study uses 180 of them for validation. Then these images are split anew at random, 200 times for each study: into as
+many validation images as before, and test images. So the result does not depend on the luck of a single split. Early
+stopping used the study's own split. A study that is already in FOLDER is not run again.
 
-`table` draws studies from the trainings of `collect`, near many targets. `seeds` draws studies of 12 trials from the
-configurations that `collect` trained under three seeds. A study may spend some of its trials on two more seeds for each
-of its most accurate configurations. It then takes the configuration with the best mean, and of this the most accurate
-training. The standard errors of both come from sets of seven tenths of the trainings.
+`table` makes up studies. Their trials are drawn at random from the trainings of `benchmarks.curves.collect` whose
+sparsity is near a target, for many targets. `seeds` makes up studies of 12 trials from the configurations that
+`collect` trained under three seeds. Such a study may spend some of its 12 trials on two more seeds for each of its most
+accurate configurations. It then takes the configuration with the best mean accuracy, and of the three trainings of this
+configuration the most accurate one. Both compute standard errors from 40 random subsets, each of seven tenths of the
+trainings (`table`) or of the configurations (`seeds`).
 """
 
 from __future__ import annotations
@@ -61,13 +64,13 @@ class Trials:
         return self.accuracy >= top - math.sqrt(max(top * (1 - top), 0.25 / self.validation) / self.validation) - 1e-9
 
     def on_front(self) -> Array:
-        """Return which trials are on the front of accuracy and sparsity."""
+        """Return which trials are on the Pareto front of accuracy and sparsity."""
         pairs = list(zip(self.accuracy, self.sparsity, strict=True))
         worse = [any(a >= b and s >= z and (a, s) != (b, z) for a, s in pairs) for b, z in pairs]
         return ~np.array(worse)
 
     def first(self, *keys: Array) -> Array:
-        """Return the trial with the smallest keys, the first key before the others, as a list of one index."""
+        """Return the index of the trial with the smallest `keys[0]`, as an array. The later keys break ties."""
         return np.lexsort(keys[::-1])[:1]
 
 
@@ -90,16 +93,16 @@ def by_rule(trials: Trials) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Measured:
-    """The completed and feasible trials of a study on all images that no trial trained on, the validation images
-    first. Arrays of the shape (trials, images), and their sparsities."""
+    """The results of a study's completed trials that reached the target. They are measured on all images that no trial
+    trained on: the validation images, then the test images."""
 
-    correct: Array
-    loss: Array
-    sparsity: Array
+    correct: Array  # 1 or 0, shape (trials, images)
+    loss: Array  # shape (trials, images)
+    sparsity: Array  # shape (trials,)
     validation: int = VALIDATION  # number of validation images
 
     def trials(self, order: Array) -> Trials:
-        """Return the trials, with the first images of an order as validation images."""
+        """Return the trials. The first images in `order` count as validation images, and the others as test images."""
         val, test = order[: self.validation], order[self.validation :]
         means = self.correct[:, val].mean(1), self.loss[:, val].mean(1)
         return Trials(*means, self.sparsity, self.correct[:, test].mean(1), self.validation)
@@ -119,14 +122,14 @@ def _on_images(training: Training, test: Any) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Task:
-    """An experiment with its data, trained for a number of epochs."""
+    """An experiment, its data, and the epochs of each training."""
 
     experiment: Experiment
     data: Data
     epochs: int
 
     def searched(self, goal: Goal, trials: int, seed: int) -> Measured:
-        """Run one study, and measure its completed and feasible trials."""
+        """Run one study, and measure its completed trials that reached the target."""
         own: dict[str, Any] = {"trials": trials, "seed": seed, "epochs": self.epochs, "method": METHOD}
         found = completed(self.experiment, self.data, goal=goal, **own)
         return self._measured(one.training for one in found if one.training.sparse.sparsity() >= goal.lowest)
@@ -150,7 +153,7 @@ def first_point(sparsity: float) -> dict[str, Any]:
 
 
 def kept(path: Path, make: Callable[[], Measured]) -> Measured:
-    """Return the content of a file, which is made if it does not exist."""
+    """Return the content of the file `path`. If it does not exist, write the result of `make` into it first."""
     if not path.exists():
         np.savez_compressed(path, **vars(make()))
     with np.load(path) as file:
@@ -158,13 +161,13 @@ def kept(path: Path, make: Callable[[], Measured]) -> Measured:
 
 
 def percent(values: Array | list[float], sign: str = "") -> str:
-    """Return a mean in percent with its standard error."""
+    """Return the mean of the values and its standard error, as a text in percent."""
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     return f"{100 * np.mean(values):{sign}.2f} ± {100 * error:.2f}"
 
 
 def studies(task: Task, targets: list[float], count: int, recipes: int, out: Path) -> None:
-    """Print the tables of `studies`."""
+    """Run the subcommand `studies`: print its tables."""
     out.mkdir(parents=True, exist_ok=True)
     alone: dict[float, list[Measured]] = {t: [] for t in targets}
     found: dict[float, list[Measured]] = {t: [] for t in targets}
@@ -197,15 +200,15 @@ def studies(task: Task, targets: list[float], count: int, recipes: int, out: Pat
 
 
 def _redrawn(measured: Measured, seed: int) -> list[tuple[dict[str, float], list[float]]]:
-    """Return the accuracies by rule and the figures of the study for each split."""
+    """Split the images of a study anew, SPLITS times. Return `by_rule` and `_figures` for each split."""
     rng, images = np.random.default_rng(seed), measured.correct.shape[1]
     splits = (measured.trials(rng.permutation(images)) for _ in range(SPLITS))
     return [(by_rule(trials), _figures(trials)) for trials in splits]
 
 
 def _figures(trials: Trials) -> list[float]:
-    """Return the accuracy of the trial that is chosen now with its standard error, the estimate with its own, and the
-    test accuracy."""
+    """Return figures of the trial that the rule NOW chooses: its validation accuracy with the standard error, the
+    estimate of its accuracy with the standard error, and its test accuracy."""
     place = RULES[NOW](trials)[0]
     value, values = float(trials.accuracy[place]), trials.accuracy.tolist()
     error = shrunk(value, [value], trials.validation).error
@@ -213,14 +216,14 @@ def _figures(trials: Trials) -> list[float]:
 
 
 def _judged(rows: Array, value: int, error: int) -> Iterator[str]:
-    """Yield an estimate's mean error, and how often the test accuracy is at most a standard error away."""
+    """Yield the mean error of an estimate, and how often the test accuracy is within one standard error of it."""
     away = rows[:, value] - rows[:, 4]
     yield f"{100 * away.mean():+.2f}"
     yield f"{np.mean(np.abs(away) <= rows[:, error]):.0%}"
 
 
 def table(draws: int) -> None:
-    """Print the table of `table`."""
+    """Run the subcommand `table`: print its table."""
     rows = [row for row in Table("digits", METHOD).rows() if row.test is not None]
     columns = [[row.at_target[-1], row.val_loss, row.params[SPARSITY], row.test] for row in rows]
     data, rng = np.array(columns, dtype=float), np.random.default_rng(0)
@@ -235,7 +238,7 @@ def table(draws: int) -> None:
 
 
 def _gains(data: Array, count: int, draws: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-    """Return each rule's mean gain over the present one, at targets below .93 and from .93 on."""
+    """Return the mean gain of each rule over the rule NOW, at targets below .93 and at targets from .93 on."""
     found: list[list[dict[str, float]]] = [[], []]
     for target in 1 - np.exp(np.linspace(math.log(0.4), math.log(0.02), 14)):
         near = data[(data[:, 2] >= target) & (data[:, 2] < target + 0.2 * (1 - target))]
@@ -248,7 +251,7 @@ def _gains(data: Array, count: int, draws: int, rng: np.random.Generator) -> dic
 
 
 def seeds(draws: int) -> None:
-    """Print the table of `seeds`."""
+    """Run the subcommand `seeds`: print its table."""
     by_index: dict[int, list[list[float]]] = {}
     for row in Table("digits", METHOD).rows():
         if row.test is not None:
@@ -265,8 +268,8 @@ def seeds(draws: int) -> None:
 
 
 def _confirmed(data: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Return the mean gain in test accuracy if a study confirms two or three of its configurations under two more seeds
-    each, over a study of as many trials that confirms none."""
+    """Compare studies that train two or three of their configurations under two more seeds each, with studies that do
+    not. All have the same number of trials. Return the mean gains in test accuracy, for two and for three."""
     gains = []
     for _ in range(draws):
         some = rng.permutation(data)[:12][:, rng.permutation(3)]

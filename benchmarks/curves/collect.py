@@ -1,10 +1,10 @@
-"""Train configurations of the table that are not trained yet.
+"""Train configurations that the table of trainings does not have yet.
 
     python -m benchmarks.curves.collect --experiment digits --method lpss --upto 800 [--data-dir DIR] [--workers 2]
 
 Configuration i is point i of a Sobol sequence over the method's whole space (`points`). Every tenth is trained under
-three seeds, the others under one. The trainings are added to benchmarks/curves/trainings/ in small parts: the command
-can be stopped at any time, and goes on where it was.
+three seeds, the others under one. After every PART trainings, the command adds them to the table, which is a file in
+benchmarks/curves/trainings/. If it is stopped and started again, it loses at most the last PART trainings.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _loss(experiment: Experiment, training: Training, data: Data) -> float:
 
 
 def wanted(table: Table, upto: int) -> Iterator[tuple[int, int]]:
-    """Yield the configurations below `upto` and the seeds that the table does not have yet."""
+    """Yield the pairs of a configuration below `upto` and a seed that the table does not have yet."""
     done = {(row.index, row.seed) for row in table.rows()}
     seeds = ((index, seed) for index in range(upto) for seed in range(1 if index % SEVERAL else SEEDS))
     return (one for one in seeds if one not in done)

@@ -1,12 +1,13 @@
-"""Train the first points of lpss's space, and the configuration that the surrogate takes for the best.
+"""Train the first points of lpss's search space, and the configuration that the surrogate expects to be the best.
 
     python -m benchmarks.curves.first_points --experiment digits [--targets 0.9 0.95 0.98 0.99] [--seeds 12]
         [--data-dir DIR] [--change threshold.end=0.65 threshold.end=0.65,threshold.begin=0 ...]
 
-Each configuration is trained without a search under the same seeds. The table has the mean accuracy with its standard
-error, on validation and on test data, beside the surrogate's expectation. A surrogate needs trainings of this
-experiment from `collect`; without them only the first points are trained. With `--change`, the centre of the priors is
-trained instead, as it is and with each of the changes.
+All configurations are trained without a search, under the same seeds. The command prints a table: the accuracy that the
+surrogate expects, and the mean accuracies on validation and on test data with their standard errors. The surrogate
+(`benchmarks.curves.surrogate`) needs trainings of the experiment from `benchmarks.curves.collect`; without them only
+the first points are trained. With `--change`, the command trains none of these configurations. It trains the
+configuration in which each parameter has the centre of its prior, without a change and with each of the changes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ FIRST_SEED = 500
 
 
 def configurations(experiment: str, target: float, *, known: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the parameters of each configuration for a target. `known`: whether there is a surrogate."""
+    """Yield the name and the parameters of each configuration for a target: its first points and, if a surrogate is
+    `known`, the best configuration of the surrogate."""
     for number, params in enumerate(load_space(METHOD, target).first_for(target), 1):
         yield f"first point {number}", {**params, SPARSITY: target}
     if known:
@@ -39,7 +41,7 @@ def configurations(experiment: str, target: float, *, known: bool) -> Iterator[t
 
 
 def changed(target: float, changes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the centre of the priors with `drop: ramp`, and the centre with each of the changes."""
+    """Yield the centre of the priors with `drop: ramp`, and then this configuration with each of the changes."""
     space = load_space(METHOD, target)
     values = {**space.centre(), "drop": "ramp", SPARSITY: target}
     centre = {name: value for name, value in values.items() if space.applies(name, values)}

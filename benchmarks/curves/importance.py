@@ -1,18 +1,20 @@
-"""Measure which parameters matter at which target, on the surrogate, within each branch of the search space.
+"""Measure which parameters matter at which target, according to the surrogate, in each branch of the search space.
 
     python -m benchmarks.curves.importance --experiment digits [--targets 0.7 0.9 0.98] [--draws 4096]
 
-A branch is a value of `drop`: other parameters apply with each. Within a branch, the variance of the surrogate's
-expected final error (its logarithm) is divided among the parameters: the functional analysis of variance, whose shares
-are Sobol indices. A parameter's "alone" share is its first-order index, and its "total" share contains all its
-interactions (Sobol, 2001; the estimators of Saltelli et al., 2010, table 2, b and f). A pair's share is what the pair
-explains beyond its two parameters alone.
+A branch is a value of `drop`. Some parameters apply in one branch only. The surrogate (`benchmarks.curves.surrogate`)
+expects a final error for every configuration. Within a branch, the variance of the logarithm of this error is divided
+among the parameters (functional analysis of variance); the shares are Sobol indices.
+A parameter's "alone" share is its first-order index, and its "total" share contains all its interactions (Sobol, 2001;
+the estimators of Saltelli et al., 2010, table 2, b and f). The share of a pair is the variance that the pair explains
+beyond its two parameters alone.
 
-The parameters are drawn from the priors, where the search looks, or with `--uniform` from their whole ranges, where
-networks that learn nothing decide.
+The parameters are drawn from their priors, because a search looks there. With `--uniform` they are drawn from their
+whole ranges; then networks that learn nothing determine the shares.
 
-"held" is what holding the parameter at its prior's centre costs: the mean expected accuracy of the best HELD_BEST of
-the draws, minus that of the best of the same draws with this parameter held. Below 0, holding is better.
+"held" is the accuracy that is lost if a parameter is held at the centre of its prior. It is the mean expected accuracy
+of the best draws, minus the mean after the parameter was held in all draws, again over the best draws. The best draws
+are a fraction HELD_BEST of all. If "held" is below 0, holding the parameter is better.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def shares(function: Callable[[list[Point]], Array], one: list[Point], other: li
 
     Args:
         function: configurations -> values, shape (configurations,).
-        one, other: as many draws each. All have the same parameters.
+        one, other: two independent lists of equally many draws. Every draw has the same parameters.
     """
     names = list(one[0])
     a, b = function(one), function(other)
@@ -66,7 +68,7 @@ def shares(function: Callable[[list[Point]], Array], one: list[Point], other: li
     variance, middle = both.var(), both.mean()
 
     def exchanged(*those: str) -> Array:
-        """Return the values of the first draws with these parameters of the other draws."""
+        """Return the function's values for the draws `one` in which these parameters are taken from `other`."""
         mixed = ({**first, **{name: second[name] for name in those}} for first, second in zip(one, other, strict=True))
         return function(list(mixed))
 
@@ -83,7 +85,7 @@ def shares(function: Callable[[list[Point]], Array], one: list[Point], other: li
 
 
 def drawn(space: Space, branch: Point, count: int, seed: int, *, uniform: bool) -> list[Point]:
-    """Draw configurations of a branch, with their own parameters alone."""
+    """Draw configurations of a branch: the values of all parameters that apply, except `drop` and the sparsity."""
     rng, found = np.random.default_rng(seed), list[Point]()
     for _ in range(count):
         values = dict(branch)
@@ -95,17 +97,17 @@ def drawn(space: Space, branch: Point, count: int, seed: int, *, uniform: bool) 
 
 
 def expected_errors(experiment: str, fixed: Point, points: Sequence[Point]) -> Array:
-    """Return the expected logarithms of the final errors of configurations that are completed by fixed parameters."""
+    """Return the expected logarithms of the final errors of `points`, each with the parameters `fixed` added."""
     return surrogate_of(experiment).expected_errors([{**one, **fixed} for one in points])[:, -1]
 
 
 def expected_accuracies(experiment: str, fixed: Point, points: Sequence[Point]) -> Array:
-    """Return the expected final accuracies of the same configurations."""
+    """Return the expected final accuracies. The arguments are those of `expected_errors`."""
     return accuracies(expected_errors(experiment, fixed, points))
 
 
 def held(accuracy: Callable[[list[Point]], Array], points: list[Point], name: str, value: Any) -> float:
-    """Return what holding a parameter costs the best of the draws, in accuracy."""
+    """Return the accuracy that is lost if the parameter `name` is held at `value` (see the top of this file)."""
     leading = max(1, int(len(points) * HELD_BEST))
     free, fixed = (np.sort(accuracy(some))[-leading:] for some in (points, [{**one, name: value} for one in points]))
     return float(free.mean() - fixed.mean())

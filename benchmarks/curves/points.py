@@ -1,4 +1,4 @@
-"""The configurations of the table: point `index` of a Sobol sequence over a method's whole search space."""
+"""The configurations that `collect` trains: number i is point i of a Sobol sequence over a method's search space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEAST, MOST = 0.5, 0.995
 
 @cache
 def space_of(method: str) -> Space:
-    """Return a method's space. The ends of its final sparsity are not used: `point` has its own."""
+    """Return a method's space. `point` does not use its range of final sparsities, but LEAST to MOST."""
     return load_space(method, LEAST)
 
 
@@ -55,5 +55,5 @@ def _value(distribution: Any, at: float) -> Any:
 
 
 def whole(method: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return all parameters that the method needs: the values, and the space's fixed parameters that apply."""
+    """Return all parameters that the method needs: `values`, and the space's fixed parameters that apply with them."""
     return {**space_of(method).fixed_for(values), **values}

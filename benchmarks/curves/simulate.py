@@ -1,12 +1,13 @@
-"""Run whole studies of one target on the surrogate, in seconds, on a simulated clock.
+"""Simulate whole studies of one target: the surrogate takes the place of the trainings, and the clock is simulated.
 
     python -m benchmarks.curves.simulate --experiment digits [--target 0.9] [--trials 64] [--seeds 20] [--only NAME ...]
 
-How a study is simulated stands in benchmarks/curves/studies.py. After each trial, the study names its best trial by the
-noisy validation accuracy that it has seen. Its regret is the surrogate's highest expected accuracy at the target, minus
-the expected accuracy of the named trial. Expected accuracies are free of noise, so a search cannot look better by luck.
+The file benchmarks/curves/studies.py explains the simulation. A study chooses its best trial so far by the simulated
+validation accuracies of the trials, which have noise. The regret of the study is the surrogate's highest expected
+accuracy at the target, minus the expected accuracy of the chosen trial. Expected accuracies have no noise, so a search
+cannot look better by luck.
 
-`Ray` is Ray's OptunaSearch with its AsyncHyperBandScheduler, both called directly.
+The row `Ray` is Ray's OptunaSearch with its AsyncHyperBandScheduler, both called directly.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class State:
     """A study after one more of its trials has ended.
 
     Attributes:
-        regret: the best expected accuracy minus that of the trial that the study would name now.
-        epochs: all that have been trained.
-        seconds: simulated, since the study's start.
+        regret: the highest expected accuracy, minus the expected accuracy of the study's best trial so far.
+        epochs: the epochs of all its trials so far, added up.
+        seconds: the simulated time since its start.
     """
 
     regret: float
@@ -61,12 +62,12 @@ def searches() -> dict[str, Make]:
 
 
 def with_fixed(space: Space, names: Collection[str] = (), **values: Any) -> Space:
-    """Return a space in which parameters are not searched, without the first points that differ.
+    """Return the space with some parameters fixed. First points that have other values for these are left out.
 
     Args:
         space: the space.
         names: the parameters that are fixed at the centres of their priors.
-        values: the values of other parameters that are fixed.
+        values: more parameters that are fixed, with their values.
     """
     centre = space.centre()
     fixed = {**{name: centre[name] for name in names}, **values}
@@ -92,7 +93,7 @@ def with_fixed(space: Space, names: Collection[str] = (), **values: Any) -> Spac
 
 
 def course(experiment: str, target: float, trials: int, seed: int, make: Make) -> list[State]:
-    """Return a study after each of its trials."""
+    """Run a simulated study. Return its state after each of its trials."""
     top, named, found = highest(experiment, target), (-1.0, 0.0), list[State]()
     for ended in ended_trials(experiment, at_targets(target), trials, seed, make):
         trial = ended.trial

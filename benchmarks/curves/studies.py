@@ -1,8 +1,8 @@
-"""Studies on the surrogates: trials that train nothing, searches that propose them, and a simulated clock.
+"""Simulate studies: the learning curves of their trials come from a surrogate, and the clock is simulated.
 
-A study is the command's own, with its searcher, its early stopping and its records, without Ray and without files. A
-search of another project is called directly instead. `SLOTS` trials train at a time. Each simulated epoch takes as long
-as the table's trainings on one thread.
+A simulated study (`Ours`) has the searcher, the early stopping and the records of `tune-sparsity`, but no Ray and no
+files. Ray's search (`Rays`) is called directly. `SLOTS` trials run at a time. A simulated epoch takes as long as the
+median epoch of the collected trainings, which ran on one thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def surrogate_of(experiment: str, method: str = METHOD) -> Surrogate:
 def best_configuration(experiment: str, target: float, method: str = METHOD) -> dict[str, Any]:
     """Return the configuration with the surrogate's highest expected accuracy at the target's sparsity.
 
-    Sobol points are tried first. Then, several times, parameters are exchanged among the best hundredth.
+    Sobol points and the centre of the priors are tried first. Then, several times, configurations are mixed from pairs
+    of the best hundredth of those that were tried last.
     """
     surrogate, rng, space = surrogate_of(experiment, method), np.random.default_rng(0), load_space(method, target)
     centre = {**space.centre(), SPARSITY: target, **({"drop": "ramp"} if "drop" in space.distributions else {})}
@@ -69,8 +70,8 @@ def highest(experiment: str, target: float, method: str = METHOD) -> float:
 
 
 def _mixed(one: dict[str, Any], other: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Return the first configuration with about half of the values that the second has for the same parameters. Which
-    parameters apply stays as it is."""
+    """Return the first configuration, in which about half of the parameters that both have get the second one's values.
+    The parameters that decide which others apply keep their values."""
     deciding = ("drop", "feedback")
     return {
         name: other[name] if name in other and name not in deciding and rng.random() < 0.5 else value
@@ -91,7 +92,7 @@ class Simulated:
         return self.epoch == len(self.curve)
 
     def train(self) -> Epoch:
-        """Return the measures of one more epoch. Zeros are there from the last epoch on."""
+        """Return the measures of one more epoch. The sparsity is 0 until the last epoch."""
         self.epoch += 1
         value, sparsity = self.curve[self.epoch - 1], self.params[SPARSITY]
         return Epoch(
@@ -113,7 +114,7 @@ class Search(Protocol):
     """A search that a simulated study asks for trials.
 
     Attributes:
-        now: the simulated seconds since the study's start, which `ended_trials` sets.
+        now: the simulated seconds since the study's start. `ended_trials` sets it.
     """
 
     now: float
@@ -168,8 +169,8 @@ class Ours:
 class Rays:
     """Ray's OptunaSearch and its AsyncHyperBandScheduler, called directly, for one target.
 
-    The search has the same ranges and one score. The rungs are the scheduler's own, with the epochs of a trial as the
-    longest.
+    The search has the ranges of lpss's space, and its score is the validation accuracy at the target. The scheduler has
+    its default rungs, up to the epochs of a trial.
     """
 
     def __init__(self, goal: Goal, trials: int, seed: int, epochs: int, folder: Path) -> None:
@@ -204,7 +205,7 @@ class Rays:
 
 
 def applying(space: Space, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters that apply."""
+    """Return `params` without the parameters that do not apply."""
     values: dict[str, Any] = {}
     for name in space.distributions:
         if space.applies(name, values):
@@ -218,8 +219,8 @@ class Ended:
 
     Attributes:
         trial: the trial.
-        epochs: the epochs that all trials of the study have trained until then.
-        seconds: simulated, since the study's start.
+        epochs: the epochs of all trials of the study until this trial ended, added up.
+        seconds: the simulated time from the study's start until this trial ended.
     """
 
     trial: Simulated

@@ -1,14 +1,15 @@
-"""A surrogate: learning curves and times for any configuration, learned from the table.
+"""A surrogate: a model that predicts the learning curve of any configuration. It is fitted to collected trainings.
 
     python -m benchmarks.curves.surrogate --experiment digits --method lpss
 
-prints its error on configurations that it was not fitted to, beside the spread of equal configurations under different
-seeds, which no surrogate can be below.
+prints its error on configurations that it was not fitted to. Beside it stands the standard deviation between trainings
+of the same configuration under different seeds: no surrogate can have a smaller error.
 
-The curves are fitted as errors (1 minus the accuracy) in logarithms: a network with 2 % of errors is as far from one
-with 4 % as 20 % from 40 %. The mean of two models predicts all epochs at once: extremely randomised trees (Geurts et
+The surrogate predicts the logarithm of the error (1 minus the accuracy). So errors of 2 % and 4 % are as far apart as
+errors of 20 % and 40 %. Its prediction for all epochs is the mean of two models: extremely randomised trees (Geurts et
 al., 2006) and a Gaussian process with a Matérn kernel and a length scale for each parameter (Rasmussen and Williams,
-2006, section 5.1). A simulated training adds the deviation of a real training from the mean of its seeds.
+2006, section 5.1). A simulated training is the prediction plus noise. The noise is the deviation of a collected
+training from the mean over the seeds of its configuration.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def features(method: str, params: dict[str, Any]) -> list[float]:
-    """Return a configuration as numbers: positions in the ranges, -1 for a parameter that does not apply, choices as
-    0 and 1, and the place of the density on a logarithmic scale."""
+    """Return a configuration as numbers. A numeric parameter becomes its place in its range, in [0, 1], or -1 if it
+    does not apply. A categorical parameter becomes a number for each choice: 1 for the chosen one, otherwise 0. The
+    final sparsity becomes the place of the density on a logarithmic scale."""
     found: list[float] = []
     for name, distribution in space_of(method).distributions.items():
         if name == SPARSITY:
@@ -61,7 +63,7 @@ def log_errors(rows: Sequence[Row], epochs: int, chance: float = 0.1) -> Array:
 
 
 def accuracies(errors: Array) -> Array:
-    """Return the accuracies for results of `log_errors`."""
+    """Return the accuracies that have these logarithms of errors (the inverse of `log_errors`)."""
     return 1 + _LEAST_ERROR - np.exp(errors)
 
 
@@ -71,9 +73,10 @@ class HeldOut:
 
     Attributes:
         rows: the number of trainings.
-        rmse: of the accuracy, over the better half of the trainings.
-        seeds: the standard deviation of the accuracy between seeds of one configuration, over the better half.
-        rank: Spearman's correlation over all trainings.
+        rmse: the root mean square error of the accuracy, over the more accurate half of the trainings.
+        seeds: the standard deviation of the accuracy between seeds of one configuration, over the configurations whose
+            mean accuracy is in this half.
+        rank: Spearman's correlation of predicted and measured accuracies, over all trainings.
     """
 
     rows: int
@@ -115,7 +118,7 @@ class Surrogate:
         return self._model.predict(x)
 
     def held_out(self) -> HeldOut:
-        """Return the error of surrogates like this one on configurations that they were not fitted to."""
+        """Fit FOLDS models, each without a part of the configurations. Return the error on the parts left out."""
         predicted = np.empty_like(self._y)
         for fit, held in GroupKFold(FOLDS).split(self._x, groups=self._groups):
             predicted[held] = _Model().fit(self._x[fit], self._y[fit]).predict(self._x[held])
@@ -129,11 +132,11 @@ class Surrogate:
 
 
 class _Model:
-    """The mean of trees and of a Gaussian process."""
+    """The mean of the predictions of extremely randomised trees and of a Gaussian process."""
 
     @_BLAS.wrap(limits=1)
     def fit(self, x: Array, y: Array) -> _Model:
-        """Learn from configurations of shape (rows, features) and results of shape (rows, epochs)."""
+        """Learn from configurations, shape (rows, features), and their `log_errors`, shape (rows, epochs)."""
         some = np.random.default_rng(0).permutation(len(x))[:_LEARNT_FROM]
         kernel = ConstantKernel(1.0) * Matern(np.full(x.shape[1], 1.5), (0.05, 1e3), nu=2.5) + WhiteKernel(0.05)
         with warnings.catch_warnings():
@@ -146,13 +149,14 @@ class _Model:
 
     @_BLAS.wrap(limits=1)
     def predict(self, x: Array) -> Array:
-        """Return the expected results, shape (configurations, epochs)."""
+        """Return the expected `log_errors`, shape (configurations, epochs)."""
         return np.mean([np.asarray(one.predict(x)).reshape(len(x), -1) for one in self._models], axis=0)
 
 
 def _deviations(errors: Array, groups: Any) -> tuple[Array, Array]:
-    """Return the deviations of trainings from the mean of their configuration, and the last errors of these means.
-    Each deviation is scaled up, because the mean of few seeds lies too near to each of them."""
+    """Return each training's deviation from the mean over the seeds of its configuration, and this mean at the last
+    epoch. Configurations with one seed are left out. The deviations are scaled up, because a training that belongs to
+    the mean itself is nearer to it than a new training."""
     deviations, levels = list[Array](), list[float]()
     for group in np.unique(groups):
         some = errors[groups == group]

@@ -1,7 +1,7 @@
 """The file of the trainings of one method on one experiment.
 
 It is a gzip file of JSON lines. Each `append` adds one gzip member, so earlier bytes never change. If the process is
-killed meanwhile, its member is cut off, and the next `append` removes it.
+killed during an `append`, the new member is incomplete, and the next `append` removes it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Row:
         index: the number of its configuration, see `points.point`.
         seed: of the training.
         params: the searched parameters.
-        at_target: after each epoch, the validation accuracy of the network as if it were projected to its final
-            sparsity then. A training that diverged has fewer epochs than the others.
+        at_target: after each epoch, the validation accuracy of the network while it is pruned to its final sparsity
+            for this measurement. A training that diverged has fewer epochs than the others.
         val_loss: the mean loss on the validation data at the end; None if the training diverged.
-        test: the test accuracy at the end; None if the training diverged. No choice may use it.
-        seconds: of the whole training on one thread, with its validations. They depend on the machine and its load.
+        test: the test accuracy at the end; None if the training diverged. A search may not use it.
+        seconds: the time of the training with its evaluations, on one thread. It depends on the machine and its load.
     """
 
     index: int
@@ -48,7 +48,7 @@ class Table:
         self.path = folder / f"{experiment}-{method}.jsonl.gz"
 
     def rows(self) -> list[Row]:
-        """Return all trainings, in the order in which they ended."""
+        """Return all trainings, in the order in which they were added."""
         return [Row(**json.loads(line)) for line in self._whole()[0].decode().splitlines()]
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -62,7 +62,7 @@ class Table:
             file.write(gzip.compress(lines.encode(), mtime=0))
 
     def _whole(self) -> tuple[bytes, int]:
-        """Return the content of the members that are whole, and the number of their bytes in the file."""
+        """Return the content of the complete gzip members, and the number of bytes that they have in the file."""
         left = self.path.read_bytes() if self.path.exists() else b""
         content, length = b"", len(left)
         while left:
