@@ -59,7 +59,7 @@ SHORT = {"mnist": (24, 8), "fashion-mnist": (24, 8)}
 
 
 def even_in_log(front: Goal, count: int) -> np.ndarray:
-    """Return so many sparsities between the ends of a front, even in the logarithm of the density."""
+    """Return `count` sparsities over a front, from its lowest to its highest, with equal steps in log(1 - sparsity)."""
     return 1 - np.geomspace(1 - front.lowest, 1 - front.highest, count)
 
 
@@ -72,7 +72,8 @@ class Bench:
         self._grids: dict[str, dict[str, Any]] = {}  # the trainings of an experiment's grids, by their keys
 
     def study(self, name: str, *options: str) -> dict[str, Any]:
-        """Return the result of the command with these options, and the epochs that it trained under `epochs`."""
+        """Run the command with these options, unless its result is there already. Return the result. Its key `epochs`
+        has the number of epochs that all trials trained together."""
         folder = self.out / name
         if not (folder / "result.json").exists():
             data = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
@@ -84,7 +85,8 @@ class Bench:
         return {**result, "epochs": len(rows)}
 
     def grid(self, experiment: str, seed: int, count: int, epochs: int, point: int, even: str) -> float:
-        """Return the mean accuracy over the front of `count` trainings of one of the first points."""
+        """Train one of the first points of lpss's space at `count` sparsities. Return the mean accuracy over the front
+        of these networks."""
         low, high = FRONT.lowest, FRONT.highest
         sparsities = np.linspace(low, high, count) if even == "sparsity" else even_in_log(FRONT, count)
         records = []
@@ -96,7 +98,8 @@ class Bench:
     def trained(
         self, experiment: str, seed: int, number: int, epochs: int, point: int, sparsity: float
     ) -> tuple[float, float]:
-        """Return the validation accuracy and the sparsity that a first point ends on."""
+        """Train one of the first points at a sparsity. Return the validation accuracy and the sparsity after the last
+        epoch."""
         path = self.out / f"grid-{experiment}.jsonl"
         key = f"{seed} {number} {epochs} {point} {sparsity!r}"
         if experiment not in self._grids:
@@ -135,7 +138,8 @@ def mean_accuracy(result: dict[str, Any]) -> float:
 
 
 def digits(bench: Bench, seeds: range, samplers: list[str], counts: list[int]) -> None:
-    """The front on digits, for every sampler and number of trials, beside grids of as many epochs."""
+    """Print the mean accuracy of the front on digits, for each sampler and number of trials. Beside it, print the mean
+    accuracy of grids that train about as many epochs as the study."""
     epochs = find("digits").recipe.epochs
     grids = [(name, even) for name in POINTS for even in (EVEN_LOG, "sparsity")]
     print(f"| sampler | trials | trainings' worth | mean accuracy % | {' | '.join(f'{n}, {e}' for n, e in grids)} |")
@@ -168,7 +172,8 @@ def digits(bench: Bench, seeds: range, samplers: list[str], counts: list[int]) -
 
 
 def larger(bench: Bench, name: str, seeds: range) -> None:
-    """The front on larger data, beside a grid and random search without early stopping in as many epochs."""
+    """Print the mean accuracy of the front on larger data, and that of a grid and of random search. The grid and random
+    search stop no trial early, and train about as many epochs as the study of the front."""
     trials, epochs = SHORT[name]
     common = ("--front", FRONT.option, "--experiment", name, "--epochs", str(epochs))
     rows: dict[str, list[float]] = {"--front": [], "grid, near .7": [], "random": []}
@@ -206,7 +211,7 @@ def targets(bench: Bench, seeds: range) -> None:
 
 
 def ways(bench: Bench, seeds: range) -> None:
-    """Other ways of asking beside their simple alternatives; validation accuracy, and epochs where they differ."""
+    """Print the validation accuracy and the epochs of several kinds of studies, and of simple alternatives to them."""
 
     def found(name: str, *options: str) -> tuple[str, float]:
         results = [bench.study(f"{name}-seed{seed}", *options, "--seed", str(seed)) for seed in seeds]
@@ -250,7 +255,7 @@ def ways(bench: Bench, seeds: range) -> None:
 
 
 def _time_budget(bench: Bench, seeds: range, *target: str) -> dict[str, tuple[str, float]]:
-    """A study that a time budget ends, beside one of as many trials as the former began."""
+    """Return the rows of a study with a time budget, and of a study with as many trials as the first study began."""
     options = (*target, "--trials", "1000", "--time-budget", "15s")
     ended = [bench.study(f"budget-seed{seed}", *options, "--seed", str(seed)) for seed in seeds]
     counts = [sum(one["states"].values()) for one in ended]

@@ -1,13 +1,17 @@
-"""What a step costs on a GPU: forward, backward and the optimizer's step, of plain SGD and of a sparse training.
+"""Measure what a training step costs on a GPU, with plain SGD and in a sparse training: forward, backward and the
+optimizer's step.
 
     python -m benchmarks.gpu_step
 
-Wall clock, since that is what a GPU takes; each side trains a network of its own on the same batches, in turns of 40
-steps, with the device waited for at both ends of a turn. The sides of LpSGD are trainings to 90 % sparsity whose masks
-move, so that their updates are in it: one every 40 steps for the first four fifths. The table shows means over all but
-the first two turns, in which recordings are made, and ratios to SGD as torch makes it by default. "Alone" is what users
-have who write the loop themselves (the step's kernels are started together); "recorded" is the built-in experiments'
-(so are those of the passes).
+Times are wall clock times. Each side trains its own network. The sides take turns of 40 steps, on the same batches.
+Before the clock is read at the start and at the end of a turn, the CPU waits until the GPU has finished its work. The
+sides "LpSGD, ours" are trainings to 90 % sparsity. Their times include the updates of the masks: an update every 40
+steps, between .1 and .7 of all steps. The table shows the mean over all turns except the first two, in which CUDA
+graphs are recorded for the first time. It also shows the ratio to "SGD", torch's SGD in its default implementation.
+
+"Kernel by kernel" starts each kernel of the step by itself. "Alone" starts the kernels of the optimizer's step
+together, as one recorded CUDA graph: users have this if they write the training loop themselves. "Recorded" starts the
+kernels of the forward and backward pass in the same way, as the built-in experiments do.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer | Direct) -> Step:
 
 
 def sparse(training: SparseTraining, *, kind: str) -> Step:
-    """By the loop that users write, with its step started kernel by kernel or as one; or recorded as a whole."""
+    """Return a function that trains a step. `kind` says which kernels start together, in recorded CUDA graphs: none
+    ("kernel by kernel"), those of the optimizer's step ("alone"), or also those of the passes ("recorded")."""
     held, recorded = list[Tensor](), RecordedPasses(training.model.parameters())
     if kind == "kernel by kernel":
         training._recorded._can_record = lambda: False
@@ -96,7 +101,7 @@ def sides(make: Callable[[], nn.Module]) -> dict[str, Step]:
 
 
 def measure(steps: dict[str, Step], batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, list[float]]:
-    """Milliseconds of a step in each turn after the first ones, by the side."""
+    """Return a dict from sides to the milliseconds of a step in each turn after the first `WARM` turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(TURNS):
         for name, step in steps.items():

@@ -1,11 +1,12 @@
-"""Measured Hoyer sparsity on the sphere against the gamma hypothesis, over p.
+"""Compare the measured Hoyer sparsity of weights on the Lp sphere with its expected values, for several p.
 
     python -m benchmarks.hoyer [--out benchmarks/out/hoyer.html]
 
-The digits network is trained on the sphere without any pruning, with a short, a middle and a long travel (the sum of
-the learning rates), three seeds each; measured is the mean over the rows of the 300-input layer, at initialisation and
-trained. Beside it: the paper's curve, the uniform distribution on the sphere, and a Gaussian dual image. Prints a table
-in Markdown and draws the same as a picture.
+The digits network is trained on the sphere without any pruning. There are trainings with a short, a middle and a long
+travel (the sum of the learning rates), with three seeds each. The measured value is the mean Hoyer sparsity over the
+rows of the layer with 300 inputs, before and after the training. The table also shows the expected values of
+`tune_sparsity.sparsity.hoyer`: the curve of the LpSS paper, the uniform distribution on the sphere, and weights whose
+dual image is Gaussian. The benchmark prints the table in Markdown and draws it as a picture.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COLUMNS = ("initial", "short", "middle", "long", "paper", "uniform", "Gaussian d
 
 
 def measured(data: Data, p: float, rate: float, seed: int) -> tuple[float, float, float]:
-    """(initial, trained) mean Hoyer sparsity of the layer's rows, and the travel."""
+    """Return the mean Hoyer sparsity of the layer's rows before and after a training, and the travel."""
     params = {"p": p, "sphere_lr": rate, "lr": 0.05, "final_sparsity": 0.0, "initial_sparsity": 0.0}
     params["threshold_interval"] = 10**9  # no update of the masks ever
     training = Training(find("digits"), data.train, data.val, "lpss", params, epochs=30, seed=seed)
@@ -42,7 +43,7 @@ def measured(data: Data, p: float, rate: float, seed: int) -> tuple[float, float
 
 
 def rows(data: Data) -> list[dict[str, float]]:
-    """A row for every exponent, with the columns of the table."""
+    """Return the rows of the table, one for each exponent p, as dicts from columns to values."""
     table = []
     for p in EXPONENTS:
         runs = {name: [measured(data, p, rate, seed) for seed in range(3)] for name, rate in RATES.items()}

@@ -1,15 +1,16 @@
-"""Every method on the same network, data, epochs and batches: LeNet-300-100, several sparsities, several seeds.
+"""Compare all methods on the same network (LeNet-300-100), data, epochs and batches, at several sparsities and seeds.
 
     python -m benchmarks.methods --experiment mnist --data-dir DIR [--epochs 20] [--seeds 3]
 
-First the learning rates of every method are tuned by the same small search, a grid of three (`grid`), once for the
-sparsities .9 and .95 and once for .98 and .99, at .95 and at .98: half the epochs, judged on the validation data. Then
-the best of the three is trained with all epochs on the training and the validation data together (what the published
-figures were trained on), at every sparsity under every seed, and judged on the test data. What the grid does not name
-is each method's default.
+First, a small search chooses the learning rate of every method. It trains the three points of `grid` for half the
+epochs, and chooses the point with the best validation accuracy. A search at .95 chooses the point for the sparsities .9
+and .95, and a search at .98 chooses the point for .98 and .99. Then each chosen point is trained at its two sparsities
+under every seed, and tested on the test data. These trainings have all epochs, and use the training and the validation
+data together, because the published results come from trainings on both. Settings that are not in the grid have the
+method's default values.
 
-Every finished training is a line of OUT/EXPERIMENT-METHOD.jsonl and is not run again: the benchmark can be stopped at
-any time and goes on where it was. The table is printed in Markdown.
+Every finished training is a line of OUT/EXPERIMENT-METHOD.jsonl and is not run again. You can stop the benchmark at any
+time and start it again later. The table is printed in Markdown.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def with_validation(data: Data) -> Data:
 
 
 def train(job: Job) -> Job:
-    """Trains one job in this process; the job with its accuracies. A training that diverges has accuracy 0."""
+    """Train one job in this process. Return the job with its accuracies, which are 0 if the training diverges."""
     torch.set_num_threads(1)
     experiment, data = _loaded(job["experiment"], job["data_dir"])
     final = job["stage"] == "final"
@@ -73,7 +74,7 @@ def train(job: Job) -> Job:
 
 
 class Log:
-    """The trainings of one method that are done, one JSON document a line."""
+    """Holds the finished trainings of one method. Each training is a line of the file, in JSON."""
 
     def __init__(self, folder: Path, common: Job, method: str) -> None:
         self.path = folder / f"{common['experiment']}-{method}.jsonl"
@@ -86,7 +87,7 @@ class Log:
         return json.dumps([job[name] for name in ("stage", "epochs", "seed", "params")], sort_keys=True)
 
     def train(self, job: Job) -> Job:
-        """The job with its accuracies, trained now unless it was before."""
+        """Return the job with its accuracies. The job is trained only if it is not in the file yet."""
         if self._key(job) not in self.done:
             self.done[self._key(job)] = trained = train(job)
             with self.path.open("a") as file:
@@ -95,7 +96,8 @@ class Log:
 
 
 def tune(arguments: tuple[str, float, Job, int, Path]) -> dict[str, Any]:
-    """The best parameters of the method's grid by validation accuracy at one sparsity; of equals the first."""
+    """Return the parameters of the method's grid with the best validation accuracy at one sparsity. If several are
+    equally good, return the first of them."""
     method, at, common, epochs, folder = arguments
     log = Log(folder, common, method)
     own = {} if method == "dense" else {"final_sparsity": at}
@@ -106,17 +108,18 @@ def tune(arguments: tuple[str, float, Job, int, Path]) -> dict[str, Any]:
 
 
 def grid(method: str) -> list[dict[str, Any]]:
-    """Three learning rates; lpss' is that of what lies off the sphere, and it takes its space's first exponents."""
+    """Return the points of a method's grid, which differ in their learning rate. For lpss, this is the learning rate
+    off the sphere, and the exponents are those of the first point of its space."""
     return [{"lr": lr, **(LPSS if method == "lpss" else {"weight_decay": 1e-4})} for lr in (0.05, 0.1, 0.2)]
 
 
 def searches(methods: Iterable[str]) -> list[tuple[str, float]]:
-    """(method, sparsity to tune it at): the dense network, which has none, once."""
+    """Return pairs of a method and a sparsity at which it is tuned. The dense network has one pair, at sparsity 0."""
     return [(method, at) for method in methods for at in (TUNED_FOR if method != "dense" else [0.0])]
 
 
 def finish(arguments: tuple[str, float, dict[str, Any], Job, int, int, Path]) -> list[Job]:
-    """The chosen parameters at every sparsity that they serve, under every seed."""
+    """Train the chosen parameters under every seed, at each sparsity that they were chosen for."""
     method, tuned_at, params, common, epochs, seeds, folder = arguments
     log, done = Log(folder, common, method), []
     for sparsity in TUNED_FOR.get(tuned_at, (0.0,)):
@@ -129,7 +132,8 @@ def finish(arguments: tuple[str, float, dict[str, Any], Job, int, int, Path]) ->
 
 
 def table(done: Iterable[Job]) -> str:
-    """Test accuracy in per cent, mean and range over the seeds, a row a method and a column a sparsity."""
+    """Return a table of the test accuracies in per cent, with a row for each method and a column for each sparsity. A
+    cell has the mean and the range over the seeds."""
     results: dict[str, dict[float, list[float]]] = {}
     for job in done:
         results.setdefault(job["method"], {}).setdefault(job["at"], []).append(100 * job["test"])

@@ -1,14 +1,15 @@
-"""A small MobileNet-like network, in which layers die easily: depthwise and pointwise convolutions, few images.
+"""Compare methods on a small MobileNet-like network, with depthwise and pointwise convolutions and few images. In such
+a network, many neurons of a layer can easily die: all their incoming weights are pruned.
 
     python -m benchmarks.mobile --data-dir DIR [--sparsity 0.95] [--epochs 3 12] [--seeds 3]
 
-30,720 weights, of which .95 leaves 2.5 a neuron; 3,000 images of Fashion-MNIST to train on. Every method takes the
-first point of its own space with all its learning rates once, twice and four times what they are there: the best by
-validation accuracy in 3 epochs. So it is trained under every seed, for each number of epochs, and judged on the test
-data.
+The network has 30,720 weights. At a sparsity of .95, a neuron keeps 2.5 weights on average. The training data are 3,000
+images of Fashion-MNIST. Each method uses one of the points that its own space tries first (see `first_point`). All
+learning rates of the point are multiplied by 1, 2 or 4. The best factor is chosen by validation accuracy after 3
+epochs. With this factor, the method is trained under every seed for each number of epochs, and tested on the test data.
 
-Every finished training is a line of OUT, and is not run again: the benchmark can be stopped at any time and goes on
-where it was. The table is printed in Markdown.
+Every finished training is a line of OUT and is not run again. You can stop the benchmark at any time and start it again
+later. The table is printed in Markdown.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Trainings:
     file: Path
 
     def train(self, method: str, rates: int, epochs: int, seed: int) -> dict[str, Any]:
-        """Return what was measured of a training, which is run unless it was before."""
+        """Return the measurements of a training. The training is run only if it is not in the file yet."""
         job = {"method": method, "sparsity": self.sparsity, "rates": rates, "epochs": epochs, "seed": seed}
         for done in map(json.loads, self.file.read_text().splitlines() if self.file.exists() else ()):
             if done.items() >= job.items():
@@ -82,12 +83,14 @@ class Trainings:
         return job
 
     def best_rates(self, method: str) -> int:
-        """Return the multiple of the learning rates that has the highest validation accuracy; of equals the first."""
+        """Return the factor of the learning rates with the best validation accuracy. If several are equally good,
+        return the first of them."""
         return max(RATES, key=lambda rates: self.train(method, rates, TUNED_FOR, seed=0)["val"])
 
 
 def first_point(method: str, sparsity: float) -> dict[str, Any]:
-    """Return the parameters of the point that a method's own space has for the nearest target, at this sparsity."""
+    """Return the parameters of a point that a method's space tries first. Of several points, this is the point whose
+    target `near` is nearest to this sparsity."""
     space = load_space(method, 0.0 if method == "dense" else sparsity)
     apart = space.apart_from(sparsity)
     point = space.first[min(apart, key=apart.__getitem__, default=0)]

@@ -1,9 +1,10 @@
-"""The default study with a private Ray that starts in the quick way, and with one that cannot, by turns.
+"""Compare two ways in which the default study can start a private Ray: the quick start, and the start by public calls.
 
     python -m benchmarks.private_ray [--turns 3]
 
-The second has a Ray in which every private name that we use is another one. Prints a table: wall seconds, processor
-seconds of all processes of the study, and the most memory that they had together (proportional set size).
+The quick start needs private names of Ray. For the start by public calls, the study runs with a copy of Ray in which
+these names are changed. The two ways take turns. The benchmark prints a table: wall seconds, processor
+seconds of all processes of the study, and the largest memory that they had together (proportional set size).
 """
 
 from __future__ import annotations

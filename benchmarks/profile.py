@@ -22,7 +22,7 @@ LPSS = {"p_early": 1.4, "p": 1.7, "early_layers": 1}
 def profile(
     experiment: str, data_dir: Path, epochs: int, target: float, params: dict[str, Any] | None = None
 ) -> dict[str, float]:
-    """Trains one network in this process, on one thread; the seconds of each part."""
+    """Train one network in this process, on one thread, and return the seconds of each part."""
     torch.set_num_threads(1)
     found = find(experiment)
     data = found.load(data_dir)

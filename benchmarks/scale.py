@@ -1,15 +1,18 @@
-"""How many trials at once one driver can lead: a study on simulated slots, by a simulated clock.
+"""Measure how many trials one driver can run at once: a study on simulated slots, with a simulated clock.
 
     python -m benchmarks.scale [--trials 10000] [--slots 200] [--seconds 60] [--epochs 8]
 
-The driver is the real one: Ray Tune's controller, our searcher, early stopping, records, journal and tracker, as
-`tuner.driver.ray_tune` puts them together. Only the workers are simulated: an epoch takes its seconds on the simulated
-clock, and none here. The clock also moves by the processor time (all threads) that the driver takes, and a worker that
-has reported waits until the driver comes to it. So the figures are of a driver with one core of its own; what Ray's own
-processes do to carry a message is not in them, nor the wait for the disk.
+A slot is a place for one running trial. The driver is the real one: Ray Tune's controller, our searcher, early
+stopping, records, journal and tracker, as `tuner.driver.ray_tune` puts them together. Only the workers are simulated:
+an epoch takes time on the simulated clock, but no real time. The clock also moves by the processor time of all the
+driver's threads. A worker that has sent a report waits until the driver has processed it. The figures are therefore
+those of a driver with one core of its own. They contain neither the work of Ray's own processes, which carry messages,
+nor the time in which the driver waits for the disk.
 
-"Late" is the mean of the last thousand trials. The first hundreds are drawn from the priors, and cost less. "Over the
-ideal" compares the clock at the end with the seconds of all epochs divided by the slots.
+"ms a trial" is the driver's mean processor time for a trial, in milliseconds. "Late" is the same mean over only the
+last thousand trials. The parameters of the first hundreds of trials are drawn from the priors, and these trials cost
+the driver less time. "Over the ideal" compares the study's duration on the simulated clock with the ideal: the seconds
+of all epochs, divided by the number of slots.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 
 class Clock:
-    """Simulated seconds: the driver's processor time, and jumps over the time in which it has nothing to do."""
+    """Counts simulated seconds: the processor time of the driver, and the times in which the driver has nothing to do.
+    The clock jumps over these times."""
 
     def __init__(self) -> None:
         self._offset, self._idle = -time.process_time(), 0.0
@@ -55,12 +59,12 @@ class Clock:
 
     @property
     def busy(self) -> float:
-        """The driver's part."""
+        """Return the processor time of the driver since the clock started."""
         return self.now() - self._idle
 
 
 class Late(Listener):
-    """Measures the driver's part in each thousand of trials."""
+    """Measures the processor time of the driver for each thousand of trials."""
 
     def __init__(self) -> None:
         self._ended, self._busy = 0, 0.0
@@ -119,7 +123,7 @@ class SimulatedActors:
             self._after(self.seconds, lambda: on_result(tracked_actor, self._epoch(tracked_actor)))
 
     def _epoch(self, actor: TrackedActor) -> dict[str, Any]:
-        """What a worker's report holds."""
+        """Return the contents of a worker's report."""
         state = self._live[actor]
         trial, state["iteration"] = state["trial"], state["iteration"] + 1
         metrics = {**trial.train(), "epoch_seconds": self.seconds}
@@ -175,14 +179,15 @@ class SimulatedActors:
 
 
 class _Handles(dict):  # type: ignore[type-arg]
-    """The handle of an actor's process, and its resources: there are none."""
+    """Returns (None, None) for the process and the resources of every actor, because a simulated actor has neither."""
 
     def __missing__(self, actor: TrackedActor) -> tuple[None, None]:
         return (None, None)
 
 
 def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, float]:
-    """A study of so many trials of `epochs` epochs, `seconds` all together, on so many slots."""
+    """Run a study of `trials` trials on `slots` slots. A complete trial has `epochs` epochs, which take `seconds`
+    seconds together."""
     SimulatedActors.clock, SimulatedActors.seconds, SimulatedActors.epochs = Clock(), seconds / epochs, epochs
     SimulatedActors.training = 0.0
     with tempfile.TemporaryDirectory() as folder:

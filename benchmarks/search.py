@@ -1,20 +1,26 @@
-"""How well the search searches: trials to reach what random search has after 64, and what a proposal costs.
+"""Compare searches: the number of trials until a search is as good as random search with 64 trials, the time of a
+proposal, and the effect of early stopping.
 
-    python -m benchmarks.search [--seeds 10] [--first-seed 0] [--only NAME ...] [--out FOLDER]     trials to reach
-    python -m benchmarks.search --cost                                            milliseconds a proposal
+    python -m benchmarks.search [--seeds 10] [--first-seed 0] [--only NAME ...] [--out FOLDER]
+    python -m benchmarks.search --cost
     python -m benchmarks.search --stopping [--first-seed 10] [--experiment mnist --data-dir DIR --trials 16 --epochs 8]
 
-Under each seed, random search (no priors, no first points) trains 64 networks; every other search then goes on until
-it has reached their best validation accuracy (>=), or has had 32 trials. All train the same experiment, one trial after
-the other, and trial n of a seed has the same training seed in all of them. Ray's OptunaSearch is driven through its own
-suggest and on_trial_complete; it gets the same ranges without their conditions, and one score, the accuracy minus ten
-times what is missing to the target, as its users write it.
+Without `--cost` and `--stopping`, the benchmark counts trials. Under each seed, random search without priors and first
+points trains 64 networks. Each other search then runs until it has a network with at least the best validation accuracy
+of these 64, or until it has trained 32 networks. Networks below the target sparsity count as 0. All searches train the
+same experiment, one trial after the other, and trial n of a seed has the same training seed in every search. The
+benchmark calls `suggest` and `on_trial_complete` of Ray's OptunaSearch itself. This search gets the same ranges without
+their conditions. It gets a single score, as its users would write it: the accuracy, minus ten times the amount by which
+the sparsity is below the target.
 
-`--stopping` replays the recorded accuracies at the target, epoch by epoch, of the default search's trials through the
-rules of early stopping, two trials at a time: what it saves, and what it costs in the best trial's accuracy.
+`--cost` prints the milliseconds that the default search needs for a trial.
 
-Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again: the benchmark can be stopped at any time
-and goes on where it was. Tables are printed in Markdown.
+`--stopping` runs trials of the default search and records the validation accuracy at the target after each epoch. Then
+it applies several rules of early stopping to these records, with two trials at a time. For each rule, it prints how
+many epochs the rule saves, and how much accuracy of the best trial is lost.
+
+Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again. You can stop the benchmark at any time
+and start it again later. Tables are printed in Markdown.
 """
 
 from __future__ import annotations
@@ -61,12 +67,14 @@ class Trained:
 
     @property
     def feasible(self) -> float:
-        """The accuracy where the target is met; a training that diverged has 0."""
+        """Return the accuracy if the target sparsity is reached, and otherwise 0. A training that diverged also has
+        0."""
         return self.accuracy if self.sparsity >= TARGET else 0.0
 
 
 class Trainer:
-    """Trains parameters, each set once: what is in the log is read from there."""
+    """Trains each configuration once per seed. A training that is in the log is not run again, but read from the
+    log."""
 
     def __init__(self, experiment: Experiment, data: Data, epochs: int, path: Path) -> None:
         self.experiment, self.data, self.epochs, self.path = experiment, data, epochs, path
@@ -116,7 +124,7 @@ def ours(seed: int, space: Space, **options: Any) -> Propose:
 
 
 def rays(seed: int, space: Space, *, points: bool) -> Propose:
-    """Ray's OptunaSearch, scalarised, over the ranges without their conditions."""
+    """Yield the proposals of Ray's OptunaSearch. It gets the ranges without their conditions, and a single score."""
     from ray.tune.search.optuna import OptunaSearch
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -137,7 +145,7 @@ def without_priors(space: Space) -> Space:
 
 
 def searches() -> dict[str, Callable[[int, Space], Propose]]:
-    """By the names of the table's rows."""
+    """Return a dict from the names of the table's rows to the searches."""
     samplers = {name: _with(sampler=name) for name in SAMPLERS if name != "random"}
     return {
         DEFAULT_SAMPLER: samplers.pop(DEFAULT_SAMPLER),
@@ -153,7 +161,8 @@ def _with(**options: Any) -> Callable[[int, Space], Propose]:
 
 
 def run(trainer: Trainer, propose: Propose, seed: int, trials: int, until: float = 2.0) -> list[Trained]:
-    """The trainings of a search, up to the first whose feasible accuracy reaches `until`."""
+    """Return the trainings of a search. The search ends after `trials` trainings, or earlier with the first training
+    whose `feasible` accuracy is at least `until`."""
     done: list[Trained] = []
     for number, (params, tell) in zip(range(trials), propose, strict=False):
         trained = trainer.train(params, trial_seed(seed, number))
@@ -165,7 +174,8 @@ def run(trainer: Trainer, propose: Propose, seed: int, trials: int, until: float
 
 
 def reach(trainer: Trainer, seeds: range, only: list[str]) -> None:
-    """The table of trials to reach, a row a search; written anew whenever a seed is done."""
+    """Print how many trials each search needs, in a table with a row for each search. Print the table anew after each
+    seed."""
     space, names = load_space("lpss", TARGET), only or list(searches())
     needed: dict[str, list[float]] = {name: [] for name in names}
     goals: list[float] = []
@@ -194,7 +204,13 @@ def _range(values: list[float]) -> str:
 
 
 class Rule(NamedTuple):
-    """A rule of early stopping: the first rung as a share of all epochs, the factor between rungs, the reduction."""
+    """A rule of early stopping.
+
+    Attributes:
+        first: the first rung, as a share of all epochs.
+        spacing: the factor from each rung to the next.
+        reduction: the factor by which a rung reduces the number of trials.
+    """
 
     first: float = FIRST_RUNG
     spacing: float = SPACING
@@ -204,7 +220,7 @@ class Rule(NamedTuple):
         return f"first rung {self.first:.2g}, spacing {self.spacing:g}, reduction {self.reduction:g}"
 
     def halving(self, epochs: int, target: float) -> Halving:
-        """Return the rule for trials of so many epochs."""
+        """Return an early stopping by this rule, for trials with this number of epochs."""
         return Halving(rung_epochs(epochs, self.first, self.spacing), target=target, reduction=self.reduction)
 
 
@@ -230,7 +246,8 @@ def stopping(trainer: Trainer, seeds: range, trials: int) -> None:
 
 
 def replay(trials: list[Trained], epochs: int, rule: Rule, slots: int = 2) -> tuple[list[Trained], int]:
-    """The trials that would have gone on to their end, and the epochs that all would have trained, side by side."""
+    """Apply a rule to recorded trials, `slots` trials at a time. Return the trials that the rule would not have
+    stopped, and the number of epochs that all trials would have trained."""
     halving = rule.halving(epochs, TARGET)
     waiting = iter(enumerate(trials))
     running = [(number, trained, 0) for number, trained in islice(waiting, slots)]
@@ -256,8 +273,9 @@ def replay(trials: list[Trained], epochs: int, rule: Rule, slots: int = 2) -> tu
 
 
 def cost(trials: int = 1000) -> None:
-    """Milliseconds that an ask and a tell take, over simulated trials: a third stopped, two objectives and the
-    constraint in a record on disk. Processor time, since other work shares the machine."""
+    """Print how many milliseconds `ask` and `tell` need for a trial. The trials are simulated, and a third of them are
+    stopped early. The search records two objectives and the constraint on disk. Times are processor times, because the
+    machine also does other work."""
     import tempfile
 
     print(f"| sampler | goal | ms a trial, mean of {trials} | last 100 |\n| --- | --- | --- | --- |")

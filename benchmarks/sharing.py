@@ -1,10 +1,11 @@
-"""Trials per hour where trials share a GPU.
+"""Measure how many trials per hour a GPU completes if trials share it.
 
     python -m benchmarks.sharing --data-dir DIR [--experiment fashion-mnist-wrn] [--trials 16] [--epochs 2] [--out DIR]
 
-The command as users type it, with 1, 2, 4 and 8 trials on each GPU in turn and no early stopping, so that each study
-trains the same epochs. The table shows trials per hour of the whole command and of the time in which trials ran, the
-accuracy of the best, and the most memory of the GPU that was in use.
+The benchmark runs the command as users type it, with 1, 2, 4 and 8 trials at a time on one GPU, and without early
+stopping, so that each study trains the same number of epochs. The table shows the number of trials divided by the hours
+of the whole command, and divided by the hours in which trials ran. It also shows the validation accuracy of the best
+trial, and the largest memory of the GPU that was in use.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from benchmarks.throughput import run
 
 
 def memory_in_use() -> int:
-    """MiB of the first GPU that are in use."""
+    """Return how many MiB of the first GPU's memory are in use."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
 def study(options: argparse.Namespace, sharing: int) -> str:
-    """One study; its row of the table."""
+    """Run one study, and return its row of the table."""
     folder = options.out / f"sharing-{sharing}"
     command = [
         sys.executable,

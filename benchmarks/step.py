@@ -1,14 +1,19 @@
-"""What a step costs: forward and backward, plain SGD, LpSGD translated directly, and ours; LeNet-300-100, batch 128.
+"""Measure what a step costs: forward and backward, plain SGD, a direct translation of LpSGD, and our LpSGD. The network
+is LeNet-300-100, and the batch size is 128.
 
     python -m benchmarks.step
 
-One thread, in processor time, which other processes do not stretch. Each side trains a network of its own in a process
-of its own, as its users would: how much a step pays for fresh memory depends on what else a process has allocated, and
-for the direct translation that is half of it. All train on the same batches, in turns, so that a machine whose speed
-drifts slows all of them; the table shows medians over the rounds, of medians over a round's steps, and ratios taken
-round by round. Below it stands what an average of the weights adds in the tail, in means over a round's steps. The
-last line is the mean step of a training to 90 % sparsity, updates of the masks included, and what forward, backward and
-this step take together against plain SGD's.
+Each side uses one thread. Times are processor times, because other processes do not make these longer. Each side trains
+a network of its own in a process of its own, as its users would. The reason is memory: the time for fresh memory in a
+step depends on the other memory that the process has allocated. In the direct translation, fresh memory takes half of
+the time. In each round, every side in turn trains on the same batches. A machine that becomes slower thus slows all
+sides. A time in the table is the median over the rounds of a round's median step. A ratio is computed in each round,
+and the table shows its median. The last row is the mean step of a training to 90 % sparsity, with the updates of the
+masks.
+
+Below the table, the first line compares forward, backward and step with and without an average of the weights, in the
+tail. The tail is the last part of a training, in which the masks no longer change. This comparison uses the mean of a
+round's steps. The last line compares forward, backward and step in the training to 90 % sparsity with plain SGD.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ P, LR = 1.4, 0.0078
 
 
 class Direct:
-    """The update of arXiv 2103.16013 written down as it is read, with torch's own power, for comparison."""
+    """The update of arXiv 2103.16013, for comparison: its equations without any change, with torch's own function for
+    powers."""
 
     def __init__(self, model: nn.Module, p: float, lr: float, momentum: float = 0.9) -> None:
         self.layers = [layer.weight for layer in prunable_layers(model) if layer.sphere]
@@ -66,7 +72,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def unmasked(model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a sparse training, without the masks that it was told."""
+    """Return the optimizer of a sparse training after all masks were removed from it."""
     optimizer = lpss(model, SETTINGS, total_steps=LONG).optimizer
     assert isinstance(optimizer, LpSGD)
     optimizer.set_masks({})
@@ -74,7 +80,8 @@ def unmasked(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def in_the_tail(model: nn.Module, settings: LpssSettings) -> SparseTraining:
-    """A sparse training of which only the tail is left, under a mask that is fixed."""
+    """Return a sparse training that has only its last steps to do, with a fixed mask. These steps belong to the
+    tail."""
     sparse = lpss(model, settings, total_steps=LONG)
     sparse.project()
     sparse.steps = LONG - (ROUNDS + 2) * REPEATS
@@ -101,8 +108,8 @@ SIDES: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
 
 
 def train(name: str, turn: Connection) -> None:
-    """A side's process: at every turn a round over the batches. Sends the milliseconds of each forward and backward
-    pass, and of each step."""
+    """Run one side in its own process. For each message, train on all batches once. Send the milliseconds of each
+    forward and backward pass together, and of each step."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, data = lenet_300_100(), batches()
@@ -120,7 +127,7 @@ def train(name: str, turn: Connection) -> None:
 
 
 def measure() -> dict[str, list[list[tuple[float, float]]]]:
-    """The times of all rounds but the first, which is for warming up, by the side."""
+    """Return a dict from sides to the times of all rounds except the first round, which warms up."""
     context, turns = get_context("spawn"), {}
     for name in SIDES:
         turns[name], other = context.Pipe()

@@ -1,9 +1,9 @@
-"""The command's own figures: whole studies, over several seeds.
+"""Measure the command `tune-sparsity` itself in whole studies, under several seeds.
 
     python -m benchmarks.studies --data-dir DIR [--only NAME ...] [--seeds 3] [--out FOLDER]
 
-Every study runs as the command that a user would type, in a folder of its own. A study that has its result.json is
-not run again, so the benchmark can be stopped and gone on with. The table is printed in Markdown.
+Every study runs the command that a user would type, in a folder of its own. A study whose folder has a result.json is
+not run again. You can therefore stop the benchmark and start it again later. The table is printed in Markdown.
 """
 
 from __future__ import annotations

@@ -1,15 +1,20 @@
-"""Trials per hour: a script as a competent user writes it (benchmarks/user_script.py) against tune-sparsity.
+"""Compare the trials per hour of tune-sparsity with those of a script as a competent user writes it
+(benchmarks/user_script.py).
 
     python -m benchmarks.throughput --data-dir DIR [--experiment digits] [--seeds 3] [--only ours] [--out FOLDER]
     python -m benchmarks.throughput --data-dir DIR --only ours --trials 500 --epochs 1    # whether memory grows
     taskset -c 0 python -m benchmarks.throughput --data-dir DIR --experiment fashion-mnist --only ours --label one-core
 
-The same network, data, epochs and number of trials at the same target; each study is a command of its own in a fresh
-process, timed from outside, start-up included, and the two sides take turns. Every study is a line of
-OUT/throughput.jsonl and is not run again: the benchmark can be stopped and gone on with. Tables in Markdown: trials per
-hour, accuracy of what each side reports, the time until 89 % at the target's sparsity (Fashion-MNIST), the largest
-memory of driver and workers together, and where the wall clock went. Parts of trials are divided by the number of
-trials that ran at once; ours are those of `seconds` in result.json, its training split as in `profile`.
+Both sides have the same network, data, epochs, number of trials and target, and take turns. Each study is a command in
+a fresh process. Its time is measured from outside, and includes start-up. Every study is a line of OUT/throughput.jsonl
+and is not run again. You can therefore stop the benchmark and start it again later.
+
+The tables are in Markdown. They show trials per hour, the accuracies of the network that each side reports, the time
+until a network with the target's sparsity has a validation accuracy of 89 % (meant for Fashion-MNIST), the largest
+memory of driver and workers together, and the parts of the wall clock time. For the script, the time of a part of the
+trainings is the sum over all trials, divided by the number of trials that ran at once. For tune-sparsity, the times are
+those of `seconds` in result.json. The time of the trainings is divided into its parts by the shares of
+`benchmarks.profile`.
 """
 
 from __future__ import annotations
@@ -42,7 +47,8 @@ Line = dict[str, Any]
 
 
 def memory_of_tree(root: int) -> int:
-    """Bytes that a process and all it started hold for themselves; shared pages count by their share."""
+    """Return the bytes of memory of a process and all its descendants. Of a page that n processes share, each process
+    counts 1/n."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -69,7 +75,8 @@ def run(
     every: float = 5.0,
     memory_of: Callable[[int], int] = memory_of_tree,
 ) -> tuple[float, list[int], str]:
-    """Runs a command: seconds, memory of all its processes every so many seconds, and its standard output."""
+    """Run a command. Return its wall seconds, the memory of all its processes, measured every `every` seconds, and its
+    standard output."""
     memory: list[int] = []
     start = time.monotonic()
     with log.open("w") as errors:
@@ -93,7 +100,7 @@ def run(
 
 
 def study(side: str, options: argparse.Namespace, seed: int) -> Line:
-    """Runs one study of one side; what it did, as a line of the record."""
+    """Run one study of one side. Return its line for OUT/throughput.jsonl."""
     trials, epochs = size(options)
     name = f"{side}-{options.experiment}-{trials}x{epochs}-seed{seed}-{int(time.time())}"
     folder = options.out / name
@@ -149,7 +156,7 @@ def size(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def key(side: str, options: argparse.Namespace, seed: int) -> Line:
-    """What makes one study another one."""
+    """Return the settings of a study. A study with equal settings is not run again."""
     trials, epochs = size(options)
     named = {"side": side, "experiment": options.experiment, "trials": trials, "epochs": epochs}
     return {**named, "target": options.target, "seed": seed, "label": options.label}
@@ -181,7 +188,8 @@ def profile_of(options: argparse.Namespace) -> dict[str, float]:
 
 
 def reached(folder: Path, accuracy: float, launched: float) -> float | None:
-    """Seconds until a trial of the study had ended with this accuracy, from the times at which MLflow's runs ended."""
+    """Return the seconds until a trial of the study had completed with at least this validation accuracy, according to
+    the end times of MLflow's runs. Return None if no trial reached it."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -195,7 +203,8 @@ def reached(folder: Path, accuracy: float, launched: float) -> float | None:
 
 
 def memory_of(samples: list[int]) -> str:
-    """The largest, and the medians of the second fifth and of the last: equal where memory does not grow."""
+    """Return the largest of these samples of the memory, and the medians of the second and of the last fifth of the
+    samples. These two are equal if the memory does not grow."""
     if not samples:
         return "-"
     fifth = max(1, len(samples) // 5)

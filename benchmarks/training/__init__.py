@@ -1,1 +1,1 @@
-"""Benchmarks of anybody's training: text, fine-tuning, loaders."""
+"""Benchmarks of trainings, most of them without a study: text, fine-tuning, loaders, binary networks and others."""

@@ -1,4 +1,5 @@
-"""Compare the time of a training step of data in memory with that at commit 748a2fc, before loaders and own loops.
+"""Compare the time of a training step on data in memory with the time in an older version, commit 748a2fc. That version
+supports neither loaders nor training loops of users.
 
     git worktree add --detach OLD 748a2fc
     gcc -shared -fPIC -O3 -fopenmp-simd -fno-trapping-math -fno-math-errno -fno-signed-zeros -fassociative-math \\
@@ -6,8 +7,8 @@
     python -m benchmarks.training.before OLD [--experiment digits] [--epochs 100] [--rounds 5] [--data-dir DIR]
 
 Each round trains the same configuration of lpss with both versions, one after the other, in processes with one thread.
-A round's time of a step is the 5th percentile of forward and backward, plus that of the update: a quick step shows what
-the code needs, and a slow one what else the machine did.
+The time of a step is the sum of two 5th percentiles in a round: of the forward and backward pass, and of the update.
+Quick steps show the time that the code itself needs. Slow steps were delayed by other work of the machine.
 """
 
 from __future__ import annotations

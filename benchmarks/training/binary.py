@@ -1,15 +1,16 @@
-"""Measure what binary networks are for: memory in training, and latency by counting bits; and their accuracy.
+"""Measure the memory of binary networks in training, their latency with products that count bits, and their accuracy.
 
     python -m benchmarks.training.binary memory
     python -m benchmarks.training.binary latency
     python -m benchmarks.training.binary accuracy --data-dir FOLDER [--epochs 12] [--seeds 0 1 2]
     python -m benchmarks.training.binary convolutional --data-dir FOLDER [--epochs 12] [--seeds 0 1 2]
 
-`memory` tracks the tensors of one step of 784-256x4-10, beside the usual recipe of such networks in float32: signs of
-weights and activations by the straight-through estimator, torch's batch normalisation, torch's Adam. `latency` is one
-layer of 1024 x 1024 on one thread, paired with the same layer dense in float32. `accuracy` is that of the last epoch on
-MNIST; `convolutional` that of three convolutions on the CIFAR-10 subset of 3,500 images. Validation data choose
-nothing. The tables are Markdown.
+`memory` tracks the tensors of one training step of fully connected networks such as 784-256x4-10. It compares method
+`binary` with the usual recipe for such networks in float32: signs of weights and activations with the straight-through
+estimator, torch's batch normalisation, and torch's Adam. `latency` measures a layer of 1024 x 1024 on one thread, in
+turn with the same dense layer in float32. `accuracy` prints the accuracies after the last epoch on MNIST.
+`convolutional` prints those of a network with three convolutions on the CIFAR-10 subset of 3,500 images. No epoch or
+setting is chosen by means of the validation data. The tables are in Markdown.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SIZES = (784, 256, 256, 256, 256, 10)
 
 
 class _Sign(torch.autograd.Function):
-    """Signs whose gradient is the straight-through estimator's."""
+    """Computes signs. Their gradient is the one of the straight-through estimator."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -85,8 +86,9 @@ def lean(sizes: tuple[int, ...]) -> tuple[nn.Module, torch.optim.Optimizer]:
 def step_bytes(
     make: Callable[[tuple[int, ...]], tuple[nn.Module, torch.optim.Optimizer]], sizes: tuple[int, ...], batch: int
 ) -> tuple[int, int, int]:
-    """Return the bytes that activations take from the forward to the backward pass, that stay from step to step, and
-    that are alive at most, of the second step."""
+    """Run two training steps, and return three numbers of bytes in the second step: of the activations that are kept
+    from the forward to the backward pass, of the tensors that are kept from step to step, and of all tensors at their
+    peak."""
     model, optimizer = make(sizes)
     x, y = torch.rand(batch, sizes[0]), torch.randint(sizes[-1], (batch,))
 
@@ -151,7 +153,7 @@ def latency(size: int = 1024, pairs: int = 500) -> None:
 
 
 def convolutional() -> nn.Module:
-    """Return a network with three convolutions. `make_binary` gives each its normalisation and signs."""
+    """Return a network with three convolutions. `make_binary` adds the normalisations and the signs."""
     return nn.Sequential(
         *(nn.Conv2d(3, 32, 3, padding=1), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2)),

@@ -1,18 +1,19 @@
-"""Trained networks made 90 % sparse in a quarter of the epochs that they were trained in.
+"""Measure trained networks that are made 90 % sparse in a quarter of the epochs of their dense training.
 
     python -m benchmarks.training.finetune --data-dir DIR [--networks resnet18 vit] [--seeds 3]
 
-torchvision's resnet18 as it is, and a small vision transformer with layer norm, on the 3,500 images of the built-in
-`cifar10-subset`. A dense parent is trained for each seed; lpss, gmp and rigl then start from it with `trained=True`.
+The networks are torchvision's resnet18 without changes, and a small vision transformer with layer norm. They learn the
+3,500 images of the built-in `cifar10-subset`. A dense network, the parent, is trained for each seed. lpss, gmp and rigl
+then start from the parent with `trained=True`.
 
-The parents' learning rate, and each method's settings, are chosen by validation accuracy under one seed: three tries of
-the parents, six of each method. What is not named is each method's default. The test images are judged once. The
-intervals are those of a paired bootstrap over test images and seeds. The last column is the largest difference between
-the outputs of the wrapped network before its first mask and its parent's, in evaluation mode, as a part of the largest
-output.
+Validation accuracies under one seed decide between three learning rates of the parents, and between six points of each
+method. Other settings have the method's default values. Each final network is tested once on the test images. The
+intervals are those of a paired bootstrap over test images and seeds. The last column compares the outputs of a parent
+with those of the wrapped network before its first mask, in evaluation mode: their largest difference, divided by the
+largest output of the parent.
 
-Every finished training is a line of OUT, parents lie beside it, and neither is trained again. Tables are printed in
-Markdown.
+Every finished training is a line of OUT. The parents are stored in a folder beside OUT. Neither is trained again.
+Tables are printed in Markdown.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ EPOCHS, QUARTER = 12, 3
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 4 x 4 pixels, blocks with layer norm, the mean of the patches at the end."""
+    """Makes patches of 4 x 4 pixels, applies blocks with layer norm, and classifies the mean over the patches."""
 
     def __init__(self, width: int = 96, blocks: int = 4, heads: int = 4) -> None:
         super().__init__()
@@ -106,7 +107,8 @@ def images(folder: str) -> Data:
 
 
 def work(job: Job) -> Job:
-    """Train, and return the validation accuracy; of a final training also the classes that it takes test images for."""
+    """Train. Return the validation accuracy, and after a final training also the classes that it predicts for the test
+    images."""
     data = images(job["folder"])
     ours = experiment(job["network"], job.get("parent") and Path(job["parent"]))
     given = {"epochs": ours.recipe.epochs, "seed": job["seed"], "device": "cpu"}
@@ -134,7 +136,8 @@ def _outputs(ours: Experiment, model: nn.Module, split: Split) -> Tensor:
 
 
 def _changed(ours: Experiment, data: Data, job: Job) -> float:
-    """Return by how much the wrapped network's outputs differ from its parent's, before any mask."""
+    """Return the largest difference between the outputs of a parent and those of the wrapped network before any mask,
+    divided by the largest output of the parent."""
     parent, model = ours.model(), ours.model()
     params = {**job["params"], "final_sparsity": SPARSITY}
     sparse = RECIPES[job["method"]].build(
@@ -162,14 +165,15 @@ class Benchmark:
         return str(self.jobs.file.with_suffix("") / f"{self.network}-{seed}.pt")
 
     def parents(self) -> list[Job]:
-        """Return what was measured of the parents; that of the first seed is the one that methods are tuned from."""
+        """Return the measurements of the parents. The first parent, with seed 0, is the start of the trainings that
+        choose the settings of the methods."""
         points = [{**COMMON[self.network], **point} for point in PARENTS[self.network]]
         params = self.best("dense", points, {})
         jobs = [self.job("dense", params, seed, final=seed != 0, keep=self.parent(seed)) for seed in (0, *self.seeds)]
         return self.jobs.run(jobs)
 
     def best(self, method: str, points: Sequence[Params], more: Job) -> Params:
-        """Return the point of the highest validation accuracy; of equals the first."""
+        """Return the point with the best validation accuracy. If several are equally good, return the first of them."""
         done = self.jobs.run([self.job(method, point, 0, **more) for point in points])
         chosen = max(range(len(points)), key=lambda index: (done[index]["val"], -index))
         print(f"{self.network} {method}: {done[chosen]['val']:.4f} {points[chosen]}", flush=True)
@@ -182,7 +186,8 @@ class Benchmark:
 
 
 def rows(network: str, targets: Tensor, found: dict[str, list[Job]]) -> list[str]:
-    """Return the table's lines: test accuracy, its difference to the parent, and lpss minus it."""
+    """Return the table's lines: the test accuracy, the accuracy minus that of the parent, and the accuracy of lpss
+    minus that of the method."""
     tests = {method: torch.tensor([one["test"] for one in done]) for method, done in found.items()}
     apart = partial(difference, accuracy, targets, classes=CLASSES)
     lines = []

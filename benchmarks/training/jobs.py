@@ -16,12 +16,13 @@ Job = dict[str, Any]
 
 
 class Jobs:
-    """Jobs of one kind, and the file of those that are done.
+    """Jobs of one kind, and the file of the finished jobs.
 
     Args:
-        work: (job) -> what was measured, in JSON's types; at the top level of a module. Processes run it.
-        file: a finished job is a line of it, with what was measured.
-        workers: processes at a time, each with one thread.
+        work: (job) -> its measurements, in types that JSON can hold. Other processes run this function, so it must be
+            defined at the top level of a module.
+        file: has a line for each finished job, with the measurements.
+        workers: the number of processes at a time, each with one thread.
     """
 
     def __init__(self, work: Callable[[Job], Job], file: Path, workers: int) -> None:
@@ -30,7 +31,7 @@ class Jobs:
         self.done = {_key(line["job"]): line["measured"] for line in map(json.loads, lines)}
 
     def run(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return what was measured of each job; those that are not done yet are run."""
+        """Return the measurements of each job. Run the jobs that are not in the file yet."""
         todo = {_key(job): job for job in jobs if _key(job) not in self.done}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")) as pool:

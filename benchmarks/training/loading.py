@@ -1,10 +1,11 @@
-"""What it costs to load examples: a step of ResNet-18 from memory and through a loader.
+"""Measure what it costs to load examples: a step of ResNet-18 from memory and through a loader.
 
     python -m benchmarks.training.loading [--batch 64] [--steps 12] [--rounds 5]
 
-Every round trains an epoch of so many steps on the same images from a split in memory, through a loader in the training
-process, and through one with a worker. The ways take turns. The table has the median step of each, and the median over
-the rounds of its ratio to the step from memory in the same round.
+Images come in three ways: from a split in memory, through a loader in the training process, and through a loader with
+one worker process. In each round, every way in turn trains an epoch of `--steps` steps on the same images. The table
+shows the median time of a step for each way. It also shows the ratio to the step from memory in the same round, as the
+median over the rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WAYS = ("in memory", "loaded", "loaded by a worker")
 
 
 def trainings(batch: int, steps: int, epochs: int) -> dict[str, Training]:
-    """Return a training on the same images for each way."""
+    """Return a dict from `WAYS`, the three ways to get images, to trainings on the same images."""
     numbers = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (batch * steps, 3, 32, 32), dtype=torch.uint8, generator=numbers)
     y = torch.randint(0, 10, (batch * steps,), generator=numbers)

@@ -1,16 +1,18 @@
-"""Measure what removed neurons buy: milliseconds and accuracy at half the multiply-adds.
+"""Measure what is gained if neurons are removed: milliseconds and accuracy with half the multiply-adds.
 
     python -m benchmarks.training.neurons --data-dir DIR --out benchmarks/training/done/neurons.jsonl [--only resnet18]
 
-A dense parent is trained for each seed. From it lpss and gmp with whole neurons, torch-pruning's magnitude example, and
-a dense network train on for the same epochs. torchvision's resnet18 learns the 3,500 images of `cifar10-subset`, and
-the wide residual network of `fashion-mnist-wrn` the first 3,000 of its training images. All layers keep multiples of 8
-or of 16 channels.
+A dense network, the parent, is trained for each seed. Four kinds of training then start from the parent, with the same
+number of epochs: lpss and gmp, which prune whole neurons, a training after torch-pruning's magnitude example, and a
+training without pruning. torchvision's resnet18 learns the 3,500 images of `cifar10-subset`. The wide residual network
+of `fashion-mnist-wrn` learns the first 3,000 training images of that experiment. After pruning, the number of channels
+of every layer is a multiple of 8 or of 16.
 
-Validation data choose the settings, under one seed. The test images are judged once. The intervals are those of a
-paired bootstrap over test images and seeds. At the end single examples are timed on one thread, the networks of a seed
-taking turns; so is a parent without half of its multiply-adds, with channels in multiples of 1, 4, 8 and 16. Every
-finished job is a line of OUT, and is not done again. The networks lie in benchmarks/out.
+The settings are chosen by validation accuracy, under one seed. Each final network is tested once on the test images.
+The intervals are those of a paired bootstrap over test images and seeds. At the end, single examples are timed on one
+thread. The networks of a seed take turns. Then a parent takes turns with copies of itself that have half of its
+multiply-adds. The number of channels of every layer of a copy is a multiple of 1, 4, 8 or 16. Every finished job is a
+line of OUT, and is not run again. The networks are stored in a folder in benchmarks/out.
 """
 
 from __future__ import annotations
@@ -52,12 +54,12 @@ REPEATS = 2  # how often the networks are timed
 
 @dataclass(frozen=True)
 class Network:
-    """Holds a network and how it is trained.
+    """Holds the data of a network, and how the network is trained.
 
     Attributes:
-        experiment: its name, and that of the data.
+        experiment: the name of the experiment that has the data.
         examples: how many training images are used.
-        epochs: of the parent, and of what follows.
+        epochs: of the parent, and of the trainings that start from the parent.
         parent: the settings of the parent.
     """
 
@@ -132,11 +134,12 @@ def name_of(network: str, method: str, seed: int) -> str:
 
 
 def magnitude_example(experiment: Experiment, data: Data, multiple: int, *, everywhere: bool) -> nn.Module:
-    """Return the trained network as torch-pruning's README prunes it by magnitude: with the smallest pruning ratio
-    with which it has half the multiply-adds.
+    """Return the trained network after pruning by magnitude, as in torch-pruning's README. The pruning ratio is the
+    smallest one that leaves at most half of the multiply-adds.
 
     Args:
-        everywhere: whether one threshold is chosen over all layers; if not, every layer loses the same share.
+        everywhere: whether one threshold is chosen over all layers. Otherwise, every layer loses the same share of its
+            channels.
     """
     import torch_pruning
 
@@ -172,13 +175,14 @@ def parameters(model: nn.Module) -> int:
 
 
 def trained_ones(job: Job, folder: Path) -> dict[str, nn.Module]:
-    """Return the final networks of a seed, by method."""
+    """Return the final networks under one seed, as a dict from methods to networks."""
     files = {method: folder / name_of(job["network"], method, job["timing"]) for method in job["methods"]}
     return {method: torch.load(file, weights_only=False) for method, file in files.items()}
 
 
 def of_widths(job: Job, experiment: Experiment, data: Data, folder: Path) -> dict[str, nn.Module]:
-    """Return a dense parent, and what is left of it at half the multiply-adds, by the multiple of channels."""
+    """Return a dict with a dense parent, "dense", and its copies with half the multiply-adds. The key of a copy is the
+    multiple: every layer of the copy "8" has a multiple of 8 channels."""
     model = partial(torch.load, folder / name_of(job["network"], "parent", TUNED), weights_only=False)
     networks = {"dense": model()}
     for multiple in job["widths"]:
@@ -196,7 +200,8 @@ def without_neurons(training: Training) -> nn.Module:
 
 @torch.no_grad()
 def timed(networks: dict[str, nn.Module], examples: Tensor) -> Job:
-    """Return the milliseconds of one example on one thread, in torch and in ONNX Runtime: medians, by network."""
+    """Return the median milliseconds of one example on one thread: a dict from runtimes (torch and ONNX Runtime) to
+    dicts from names of networks."""
     passes = {
         "torch": {name: partial(one.eval(), examples[:1]) for name, one in networks.items()},
         "ONNX Runtime": {name: onnx_pass(one.eval(), examples) for name, one in networks.items()},
@@ -226,7 +231,8 @@ class Benchmark:
         return {"network": self.network, "method": method, "params": params, "seed": seed, "final": final}
 
     def best(self, method: str, points: Sequence[Params]) -> Params:
-        """Return the settings of the highest validation accuracy; of equals the first."""
+        """Return the settings with the best validation accuracy. If several are equally good, return the first of
+        them."""
         done = self.jobs.run([self.job(method, point, TUNED, final=False) for point in points])
         chosen = max(range(len(points)), key=lambda index: (done[index]["val"], -index))
         print(f"{self.network} {method}: {done[chosen]['val']:.4f} {points[chosen]}", flush=True)
@@ -266,8 +272,9 @@ HEADER = """\
 
 
 def rows(benchmark: Benchmark, targets: Tensor) -> list[str]:
-    """Return the table's lines. Multiply-adds, weights and milliseconds are shares of the dense network's. The last
-    differences are to the torch-pruning of the highest validation accuracy."""
+    """Return the table's lines. Multiply-adds, weights and milliseconds are divided by those of the dense network. The
+    last column compares the test accuracy with that of torch-pruning, with the multiple of channels for which
+    torch-pruning has the higher validation accuracy."""
     found = {method: benchmark.trained(method) for method in benchmark.methods}
     tests = {method: torch.tensor([list(map(int, one["test"])) for one in done]) for method, done in found.items()}
     validated = {method: mean(one["val"] for one in done) for method, done in found.items()}
