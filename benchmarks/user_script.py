@@ -1,10 +1,12 @@
-"""What a competent user writes after the documentation of Ray Tune, Optuna, MLflow, torchvision and torch.
+"""Search for sparse networks without tune-sparsity. A competent user could write this script from the documentation of
+Ray Tune, Optuna, MLflow, torchvision and torch.
 
     python -m benchmarks.user_script --experiment digits --data-dir DIR --out FOLDER --trials 32 --epochs 30
 
-Ray Tune with a function trainable, Ray's OptunaSearch and ASHA as they come, Ray's MLflow callback, a data set with its
-transforms behind a DataLoader, LpSGD as its equations read, masks by torch.nn.utils.prune with a cubic ramp. The last
-checkpoint of every trial is kept, the best trial's is tested. Prints one JSON document; times are taken on the way.
+Ray Tune runs a function trainable, with Ray's OptunaSearch, ASHA and MLflow callback. A DataLoader reads the data set
+and applies its transforms. LpSGD is written directly from its equations. torch.nn.utils.prune applies the masks; their
+sparsity rises along a cubic curve. Each trial that reaches the last epoch saves a checkpoint. The best of these
+networks is tested. The script prints one JSON document, which includes the times of its parts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ MASKS_EVERY, RAMP = 40, (0.1, 0.8)
 
 
 class Neurons(nn.Linear):
-    """A linear layer whose rows lie on the sphere, with a gain for each."""
+    """A linear layer. The weights of each neuron have the Lp norm 1, and its output is multiplied by a trained gain."""
 
     def __init__(self, fan_in: int, fan_out: int, p: float) -> None:
         super().__init__(fan_in, fan_out)
@@ -56,7 +58,8 @@ def network(pixels: int, p: float) -> nn.Sequential:
 
 
 class LpSGD(torch.optim.Optimizer):
-    """v <- (1 - lr) v - lr d/||d||_q, normalised; w = sign(v)|v|^(1/(p-1))."""
+    """Updates each row of weights w in three steps: v <- (1 - lr) v - lr d / ||d||_q, then v <- v / ||v||_q, then
+    w = sign(v) |v|^(1 / (p - 1)). Here d is the gradient with Nesterov momentum, and q = p / (p - 1)."""
 
     def __init__(self, params: Any, lr: float, p: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "p": p, "momentum": momentum})
@@ -79,7 +82,7 @@ class LpSGD(torch.optim.Optimizer):
 
 
 def move_masks(layers: list[nn.Module], sparsity: float) -> None:
-    """Keeps the globally largest weights at this sparsity."""
+    """Set the masks to this sparsity. Over all layers together, they keep the largest |weight * gain|."""
     with torch.no_grad():
         sizes = [layer.weight_orig.abs() * getattr(layer, "gain", torch.ones(1)).reshape(-1, 1) for layer in layers]
         flat = torch.cat([size.flatten() for size in sizes])
@@ -90,7 +93,7 @@ def move_masks(layers: list[nn.Module], sparsity: float) -> None:
 
 
 def data(name: str, folder: str) -> tuple[Dataset, Dataset, Dataset]:
-    """Training, validation and test data, the same split as the tool has."""
+    """Return training, validation and test data, in the same split as tune-sparsity."""
     if name == "digits":
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -119,7 +122,7 @@ def accuracy(model: nn.Module, loader: DataLoader) -> float:
 
 
 class Watch:
-    """Sums the seconds of each part of a trial."""
+    """Adds up the seconds of each part of a trial."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -132,7 +135,7 @@ class Watch:
 
 
 def trial(config: dict[str, Any]) -> None:
-    """Trains one network, reporting every epoch."""
+    """Train one network, and report every epoch to Ray Tune."""
     began, watch = time.time(), Watch()
     torch.manual_seed(config["seed"])
     train, val, _ = data(config["experiment"], config["data_dir"])
@@ -192,7 +195,7 @@ DRIVER: dict[str, float] = defaultdict(float)  # seconds of the driver, by what 
 
 
 def timed(part: str, *names: str) -> Any:
-    """A class decorator that adds up the time in these methods."""
+    """Return a class decorator that adds the seconds in the methods with these names to DRIVER[part]."""
 
     def decorate(cls: type) -> type:
         for name in names:
@@ -283,7 +286,8 @@ def main() -> None:
 
 
 def reached(results: list[Any], target: float, accuracy_wanted: float) -> float | None:
-    """Seconds from the start until a report had this accuracy at the target's sparsity; None if none had."""
+    """Return the seconds from the start until the first report with this accuracy and the target sparsity. Return None
+    if there was no such report."""
     found = []
     for result in results:
         frame = result.metrics_dataframe

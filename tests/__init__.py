@@ -1,4 +1,4 @@
-"""The tests: `unit` mirrors the package; `study`, `server`, `cluster` and `browser` need whole studies and more."""
+"""The tests. docs/architecture.md says what the tests in each folder do."""
 
 from pathlib import Path
 

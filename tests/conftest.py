@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no deadlines, and the folder of real data sets."""
+"""Define what the tests share: one torch thread, the order of the tests, the folder of real data sets, and studies."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def pytest_runtest_teardown() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test the marker of its folder, and put files that run whole studies first: two processes that share the
-    files then end at about the same time."""
+    """Give each test the marker of its folder, remove tests marked `long` except in `make long`, and put files with
+    slow tests first. If two processes share the test files, they then end at about the same time."""
     here = Path(__file__).parent
     for item in items:
         tier = item.path.relative_to(here).parts[0]
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Counts what was skipped, by what it wants, in the last lines."""
+    """At the end of pytest's output, print how many tests were skipped for each reason."""
     yield
     wants = Counter[str]()
     for report in terminalreporter.stats.get("skipped", []):
@@ -59,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder that holds the real data sets (MNIST/raw, ...); the test is skipped where there is none."""
+    """Return the folder with the real data sets (MNIST/raw, ...). If there is no such folder, skip the test."""
     default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     folder = Path(os.environ.get("TUNE_SPARSITY_DATA") or default)
     if not folder.is_dir():
@@ -69,7 +69,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's own experiment, in a file that is no package."""
+    """Return a Python file with a user's own experiments. It belongs to no package."""
     path = tmp_path_factory.mktemp("own") / "own_experiment.py"
     path.write_text(EXPERIMENT)
     return path
@@ -77,7 +77,7 @@ def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nan_study(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Ran:
-    """A study of ten trials, some stopped early and some that diverge. All of pytest's processes share one."""
+    """Run a study of ten trials. Some are stopped early, and some diverge. All test processes share this study."""
     own = tmp_path_factory.getbasetemp()
     cwd = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "nan"
     cwd.mkdir(exist_ok=True)
@@ -96,5 +96,5 @@ def nan_study(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -
 
 @pytest.fixture(scope="session")
 def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The default study, as README's first command runs it."""
+    """Run the default study: the first command of README.md."""
     return run_command(["--target", "0.9", "--study", "default", "--json"], tmp_path_factory.mktemp("digits"))

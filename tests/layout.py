@@ -1,9 +1,9 @@
-"""The measure of the layout: folders, layers, imports, cycles, lengths, and other libraries' private names.
+"""Measure the layout of the code: folders, layers, imports, cycles, lengths, and private names of other libraries.
 
-    python -m tests.layout            # of this checkout
-    python -m tests.layout FOLDER     # of another one
+    python -m tests.layout            # this checkout
+    python -m tests.layout FOLDER     # another checkout
 
-`tests/unit/test_layout.py` holds the rules that are written down here.
+`tests/unit/test_layout.py` checks that the code follows the limits and layers that are defined here.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Module:
     """One source file.
 
     Attributes:
-        imports: the modules of ours that it imports, anywhere in it, also for type checking alone.
-        libraries: the top-level names of the other packages that it imports.
-        private: the private names of `LIBRARIES` that it uses, as dotted names.
-        functions: the lines of each function, by its name.
+        imports: the modules of this project that it imports, anywhere in the file, also for type checking alone.
+        libraries: the top-level names of all other packages that it imports.
+        private: the private names of the packages in `LIBRARIES` that it uses, as dotted names.
+        functions: the number of lines of each function, by its name.
     """
 
     name: str
@@ -62,7 +62,7 @@ def sources(root: Path, folders: tuple[str, ...]) -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    """Return the module's name, without the common `tune_sparsity`, for a path relative to the checkout."""
+    """Return the dotted name of a module, without the prefix `tune_sparsity`. Its path is relative to the checkout."""
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -100,14 +100,14 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def _own(dotted: str, names: set[str]) -> str:
-    """Return the module of ours that a dotted name is in, or an empty string."""
+    """Return the module of this project to which a dotted name belongs, or an empty string if there is none."""
     while dotted and dotted not in names:
         dotted = dotted.rpartition(".")[0]
     return dotted
 
 
 def used_names(tree: ast.AST) -> set[str]:
-    """Return the dotted names that a source uses, as far as they begin at an imported name."""
+    """Return the dotted names that a source uses and that begin with an imported name."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -124,7 +124,7 @@ def used_names(tree: ast.AST) -> set[str]:
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """Yield the private names of other libraries that a source uses, as far as they begin at an imported name."""
+    """Yield the private names of other libraries that a source uses and that begin with an imported name."""
     for dotted in used_names(tree):
         parts = dotted.split(".")
         private = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
@@ -139,7 +139,7 @@ def _functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def unit_of(module: str) -> str:
-    """Return the unit of `LAYERS` that a module is in, or an empty string: the packages' own `__init__` have none."""
+    """Return the unit of `LAYERS` that contains a module. If there is none, as for `tuner`, return an empty string."""
     return next((unit for layer in LAYERS for unit in layer if f"{module}.".startswith(f"{unit}.")), "")
 
 

@@ -231,8 +231,7 @@ class Benchmark:
         return {"network": self.network, "method": method, "params": params, "seed": seed, "final": final}
 
     def best(self, method: str, points: Sequence[Params]) -> Params:
-        """Return the settings with the best validation accuracy. If several are equally good, return the first of
-        them."""
+        """Return the settings with the highest validation accuracy. If several are equal, return the first of them."""
         done = self.jobs.run([self.job(method, point, TUNED, final=False) for point in points])
         chosen = max(range(len(points)), key=lambda index: (done[index]["val"], -index))
         print(f"{self.network} {method}: {done[chosen]['val']:.4f} {points[chosen]}", flush=True)
@@ -247,19 +246,21 @@ class Benchmark:
         return self.jobs.run([self.job(method, chosen, seed, final=True) for seed in SEEDS])
 
     def latency(self, runtime: str) -> dict[str, str]:
-        """Return the milliseconds of each method over those of the dense network."""
+        """Return the time of each method's network, divided by the time of the dense network."""
         job = {"network": self.network, "methods": self.methods}
         return self._ratios(
             runtime, [{**job, "timing": seed, "repeat": n} for seed, n in product(SEEDS, range(REPEATS))]
         )
 
     def widths(self, runtime: str) -> dict[str, str]:
-        """Return the milliseconds over those of the dense network, by the multiple of channels that layers keep."""
+        """Return the time of each pruned parent, divided by the time of the dense parent. The keys are the multiples
+        of channels that the layers keep."""
         job = {"network": self.network, "widths": [1, 4, 8, 16]}
         return self._ratios(runtime, [{**job, "repeat": n} for n in range(REPEATS)])
 
     def _ratios(self, runtime: str, todo: Sequence[Job]) -> dict[str, str]:
-        """Return the median over jobs, the least and the most."""
+        """Run the timing jobs. Return the time of each network divided by the time of the dense network: the median
+        over the jobs, with the smallest and the largest value."""
         done = [self.jobs.run([one])[0][runtime] for one in todo]  # never two at a time
         ratios = {name: [one[name] / one["dense"] for one in done] for name in done[0]}
         return {name: f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})" for name, found in ratios.items()}

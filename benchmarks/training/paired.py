@@ -1,4 +1,5 @@
-"""The interval of a difference between two methods that were judged on the same test examples under the same seeds."""
+"""Compute the difference between the scores of two methods, with a confidence interval. Both methods are judged on the
+same test examples under the same seeds."""
 
 from __future__ import annotations
 
@@ -17,33 +18,33 @@ def accuracy(counts: Tensor) -> Tensor:
 
 
 def macro_f1(counts: Tensor) -> Tensor:
-    """Return the mean of the classes' F1. A class that is neither a target nor predicted is left out of it."""
+    """Return the mean of the F1 scores of the classes, without classes that are neither a target nor a prediction."""
     both = counts.diagonal(dim1=-2, dim2=-1)
     either = counts.sum(-1) + counts.sum(-2)
     return (2 * both / either.clamp_min(1)).sum(-1) / (either > 0).sum(-1)
 
 
 def confusion(targets: Tensor, predictions: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Return how often each class was taken for each other one.
+    """Return how many examples of each class were predicted as each class.
 
     Args:
-        targets: (examples).
-        predictions: (seeds, examples).
-        weights: (resamples, examples): how often each example counts.
+        targets: shape (examples).
+        predictions: shape (seeds, examples).
+        weights: how often each example occurs in each bootstrap sample, shape (resamples, examples).
 
     Returns:
-        (resamples, seeds, classes, classes).
+        A tensor of the shape (resamples, seeds, classes, classes), targets by predictions.
     """
     cells = torch.nn.functional.one_hot(targets * classes + predictions, classes**2).double()
     return torch.einsum("re,sec->rsc", weights, cells).unflatten(-1, (classes, classes))
 
 
 def accuracies(targets: Tensor, predictions: Tensor) -> str:
-    """Return the mean accuracy over seeds in per cent, with the lowest and the highest.
+    """Return a text: the mean accuracy over the seeds in per cent, and the lowest and the highest accuracy of a seed.
 
     Args:
-        targets: (examples).
-        predictions: (seeds, examples).
+        targets: shape (examples).
+        predictions: shape (seeds, examples).
     """
     right = 100 * (predictions == targets).double().mean(1)
     return f"{right.mean():.2f} ({right.min():.2f} to {right.max():.2f})"
@@ -61,12 +62,15 @@ class Difference(NamedTuple):
 def difference(
     score: Score, targets: Tensor, one: Tensor, other: Tensor, *, classes: int, resamples: int = 4000
 ) -> Difference:
-    """Return the mean over seeds of the first method's score minus the second's, with its 95 % interval.
+    """Return the mean over the seeds of the first method's score minus the second method's score, with its 95 %
+    interval.
 
-    The interval is a bootstrap's: test examples are drawn anew, and so are seeds; both methods get the same ones.
+    The interval is that of a paired bootstrap: each bootstrap sample draws test examples and seeds with
+    replacement, and both methods get the same ones.
 
     Args:
-        one, other: predicted classes, (seeds, examples), of the same seeds in the same order.
+        one, other: the predicted classes of each method, shape (seeds, examples), with the same seeds in the same
+            order.
     """
     generator = torch.Generator().manual_seed(0)
     seeds, examples = one.shape

@@ -1,8 +1,9 @@
-"""Experiments with random splits of uci-dna, because the published split is not known: dna0, dna1, ..., dna4.
+"""Define the experiments dna0, dna1, ..., dna4: uci-dna with random splits, because the published split is not known.
 
-All 3,186 examples are divided at random, stratified by class, into parts of the same sizes as in the standard split.
-`python -m benchmarks.studies --only "random uci-dna at 0.9"` searches them. Some sequences occur more than once. Equal
-ones may be in two parts, as they are in the standard split.
+All 3,186 examples are divided at random, stratified by class, into parts of the same sizes as in uci-dna.
+`python -m benchmarks.studies --only "random uci-dna at 0.9"` runs studies of these experiments. Some DNA sequences
+occur more than once, so equal sequences may be in different parts. In uci-dna, too, 82 test examples also occur among
+the other examples.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tune_sparsity.experiments.data.splits import hold_out
 
 
 def load(seed: int, data_dir: Path | None = None) -> Data:
-    """Load the examples in the random split of this seed."""
+    """Load all examples, and split them at random with this seed."""
     data = load_dna(data_dir)
     parts = data.train, data.val, data.test
     x, y = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "y"))

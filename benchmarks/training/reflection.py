@@ -1,17 +1,23 @@
-"""Measure what it is worth to train a second network on the errors of a first one, as published and as built here.
+"""Measure what a second network gains if its training depends on the errors of a first network. Two procedures are
+compared: the published one, and that of `--group reflect`.
 
     python -m benchmarks.training.reflection [--seeds 10]
 
-Digits, perceptrons with one hidden layer, 12 epochs. The first network has 8 hidden neurons, a second one 16.
+The data are digits. All networks are perceptrons with one hidden layer, trained for 12 epochs. The first network has 8
+hidden neurons.
 
-As published (arXiv 1901.02433, and its authors' code): the training examples that the first network gets wrong are
-clustered by k-means on their labels, in two clusters. One network of 8 neurons is trained on each cluster alone. A
-decision tree on the pixels says which of the three networks answers. It was trained to tell right, first and second
-cluster apart. "Out of fold" is the same with errors of networks that have not seen the example.
+"as published" (arXiv 1901.02433, and the code of its authors): k-means on the labels divides the training examples that
+the first network gets wrong into two clusters. A network with 8 hidden neurons is trained on each cluster alone. For
+each image, a decision tree on the pixels chooses one of the three networks. The tree was trained with three classes of
+training examples: those that the first network gets right, the first cluster and the second cluster. "as published, out
+of fold" is the same, but an example counts as an error if a network that was not trained on this example gets it wrong.
 
-Groups pass on the fifth of the examples with the least margins on the validation data. The second network is trained on
-all examples once ("plain"); with the uncertain ones repeated, as `--group reflect` does ("reflected"); or with as many
-others repeated, drawn at random ("random"). The three have the same first network, gate, seed, size and multiply-adds.
+"group": a second network with 16 hidden neurons answers if the first network is unsure: if its margin (the largest
+class probability minus the second largest) is less than a threshold. A fifth of the validation examples are below this
+threshold. The training data of the second network contain each example once ("plain"), or repeat the examples that are
+hard for networks of the first network's size, as `--group reflect` does ("reflected"), or have the same number of
+repetitions, but of random examples ("random"). The three groups have the same first network, threshold, seed, size and
+multiply-adds.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 def perceptron(hidden: int, data: Data, train: Split, seed: int) -> nn.Module:
-    """Return a network of so many hidden neurons, trained on some examples."""
+    """Return a perceptron with this number of hidden neurons, trained on the examples of `train`."""
     experiment = replace(find("digits"), model=partial(multilayer_perceptron, 64, hidden, 10))
     options = {"epochs": EPOCHS, "seed": seed}
     return train_whole(experiment, replace(data, train=train), "dense", {}, **options).model.eval()
@@ -50,10 +56,11 @@ def accuracy(answer: Model, split: Split) -> float:
 
 
 def routed(data: Data, first: nn.Module, wrong: Tensor, seed: int) -> Model:
-    """Return the published system: a tree routes to the first network, or to one of two trained on errors alone.
+    """Return the published system as one function. For each example, a decision tree chooses the first network or one
+    of two networks that are trained on errors alone.
 
     Args:
-        wrong: whether each training example counts as an error, (n,).
+        wrong: whether each training example counts as an error, shape (n,).
     """
     train, state = data.train, seed
     errors = train.at(wrong.nonzero()[:, 0])
@@ -77,7 +84,7 @@ def judged(first: nn.Module, split: Split) -> Tensor:
 
 
 def measured(data: Data, experiment: Experiment, seed: int) -> dict[str, float]:
-    """Return the test accuracy of each side, in per cent."""
+    """Train all systems of the table under a seed. Return their test accuracies in per cent, by their names."""
     train = data.train
     first = perceptron(8, data, train, seed)
 

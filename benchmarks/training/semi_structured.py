@@ -1,9 +1,9 @@
-"""Measure linear layers of 1024 and 4096 neurons on a GPU: dense, and with at most 2 of 4 weights in torch's
-semi-structured format.
+"""Measure the time of linear layers with 1024 and 4096 neurons on a GPU, in two forms: dense, and in torch's
+semi-structured format, in which at most 2 of 4 neighbouring weights are nonzero.
 
     python -m benchmarks.training.semi_structured
 
-All forms take turns. The times are medians with quartiles.
+The two forms are measured in turn. The times are medians with quartiles.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
-"""Two ways to weights of one bit, on a fixed mask: the straight-through estimator, and the exponent of the sphere.
+"""Compare two ways to weights of one bit with fixed masks: the straight-through estimator, and a falling exponent.
 
     python -m benchmarks.training.signs --data-dir DIR [--out FILE] [--workers 1]
 
-On the Lp sphere a weight is sgn(v) |v|^(1 / (p - 1)), which tends to sgn(v) for large p. So an exponent that falls from
-1 to 0 leads from the trained weights to signs without a jump. Here a LeNet-300-100 on Fashion-MNIST is trained with
-lpss for FLOAT epochs, and then BINARY epochs turn its weights into a scale for each row, times a sign:
+On the Lp sphere, a weight is computed from a number v as sgn(v) |v|^(1 / (p - 1)). For large p, it tends to sgn(v). So
+if the exponent falls from 1 to 0, trained weights become signs without a jump. Here a LeNet-300-100 is trained on
+Fashion-MNIST with lpss for FLOAT epochs. Then, in BINARY epochs, each weight becomes the sign of a number v, times a
+scale for each row:
 
-- `straight`: the network computes with signs from the first step. The gradients go to the numbers behind them.
-- `mirror`: the exponent falls linearly to 0 during a share of the steps. The gradients go to the numbers behind the
-  weights as they are (mirror descent).
-- `chain`: the same, with the derivative of the power.
+- `straight`: the network computes with signs from the first step. The gradient with respect to a sign is used as the
+  gradient with respect to v.
+- `mirror`: the exponent falls linearly to 0 during a share of the steps. The gradient with respect to the power is used
+  as the gradient with respect to v (mirror descent).
+- `chain`: as `mirror`, but the gradient is multiplied by the derivative of the power.
 
-Adam updates numbers, scales and biases, with learning rates that fall to 0 as a cosine. The learning rate of the
-numbers and the share of the exponent are chosen on validation data under seed 0. Then three other seeds are trained,
-and read once on the test data. Every finished training is a line of the file and is not run again.
+Adam updates the numbers v, the scales and the biases. Its learning rates fall to 0 as a cosine. The learning rate of
+the numbers v and the share of the steps are chosen on validation data under seed 0. Then networks are trained under
+three other seeds, and judged once on the test data. Each finished training is a line of FILE, and is not run again.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ _SCALE_LR, _OTHER_LR = 1e-3, 3e-4
 
 
 class _Power(torch.autograd.Function):
-    """sgn(v) |v|^exponent forwards; the gradient passes through unchanged backwards."""
+    """Computes sgn(v) |v|^exponent. The backward pass returns the gradient without a change."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, exponent: float) -> Tensor:
@@ -60,8 +62,8 @@ class _Power(torch.autograd.Function):
 
 
 class Powered(nn.Module):
-    """A weight as rows of scales times powers of numbers, under a mask. At the start the exponent is 1, and the weight
-    is the given one."""
+    """Computes a weight matrix from numbers v: sgn(v) |v|^exponent, times a scale for each row, times a mask. At the
+    start the exponent is 1, and the result is the weight matrix that the constructor gets."""
 
     def __init__(self, weight: Tensor, *, chain: bool) -> None:
         super().__init__()
@@ -92,13 +94,14 @@ def _trained(data_dir: str, sparsity: float, seed: int) -> tuple[nn.Module, list
 
 
 def _before(data_dir: str, sparsity: float, seed: int) -> tuple[nn.Module, list[Tensor]]:
-    """Return a trained network, which may be changed, and its masks."""
+    """Return a copy of a trained network, which the caller may change, and its masks."""
     model, masks = _trained(data_dir, sparsity, seed)
     return copy.deepcopy(model), masks
 
 
 def train(job: Job) -> Job:
-    """Train one network to signs. Return its accuracies before and after."""
+    """Turn the weights of a trained network into signs. Return its validation accuracies before and after this, and the
+    test accuracy after this (None under seed 0)."""
     experiment, data = _loaded(EXPERIMENT, job["data_dir"])
     model, masks = _before(job["data_dir"], job["sparsity"], job["seed"])
     start = evaluate(experiment, model, data.val)

@@ -1,4 +1,4 @@
-"""Run a study in this process: the command's own search and early stopping, without Ray and without its files."""
+"""Run a study in this process, with the search and the early stopping of the command. Use no Ray, and keep no files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLOTS = 2  # trials that train in turn
 
 @dataclass
 class Trial:
-    """A trial that trains now, or has ended."""
+    """A trial that is in training or has ended."""
 
     number: int
     params: dict[str, Any]
@@ -46,11 +46,11 @@ def completed(
     """Run a study of one method, and yield each trial that was trained to its end.
 
     Args:
-        experiment: the network.
-        data: what it is trained on.
+        experiment: the network and its training recipe.
+        data: the training and the validation data.
         goal: a front, or one or more targets.
-        trials, seed, epochs: the options of these names.
-        asked: more options of the command, as for `tune`.
+        trials, seed, epochs: the options of the command with these names.
+        asked: further options of the command, as keyword arguments like those of `tune`.
     """
     epochs = epochs or experiment.recipe.epochs
     with tempfile.TemporaryDirectory() as folder:

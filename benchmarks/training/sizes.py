@@ -1,11 +1,11 @@
-"""Measure what accuracy a file of so many bytes can have: studies with --max-bytes, their best under more seeds.
+"""Measure how accurate a network can be if its file has at most a given number of bytes.
 
     python -m benchmarks.training.sizes --data-dir FOLDER --out FOLDER [--goals fashion-mnist:10000 digits:1500 ...]
 
-A goal is EXPERIMENT:BYTES. Each is a study of its own under OUT, with the command's defaults but for what is in
-`STUDIES`. The search judges on validation data. The best network's recipe is then trained under three other seeds,
-which are judged on the test data. A study that has ended is not run again, and one that was interrupted is resumed. The
-table is Markdown.
+A goal is EXPERIMENT:BYTES. The benchmark runs one study with --max-bytes BYTES for each goal, in a folder under OUT.
+`STUDIES` has the number of trials and epochs of each experiment. The search judges networks on validation data. Then
+the best network's recipe is trained under three other seeds, and these networks are judged on the test data. The
+benchmark does not run a finished study again, and resumes an interrupted study. The table is in Markdown.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ GOALS = (
 
 
 def studied(name: str, experiment: str, wanted: Sequence[str], *, data_dir: Path, out: Path) -> dict[str, Any]:
-    """Return a study's result.json, of a study that is run or resumed unless it has ended.
+    """Return the result.json of a study. If the study has not ended, run or resume it first.
 
     Args:
-        wanted: options of the command, which say what to find and how.
+        wanted: the options of the command for the goal and the search.
     """
     result = out / name / "result.json"
     command = [sys.executable, "-m", "tune_sparsity"]
@@ -53,7 +53,7 @@ def studied(name: str, experiment: str, wanted: Sequence[str], *, data_dir: Path
 
 
 def seeds_text(document: dict[str, Any]) -> str:
-    """Return the mean test accuracy of the best network's recipe under more seeds, with its range, in per cent."""
+    """Return the test accuracy of the best network's recipe under other seeds: the mean and the range in per cent."""
     seeds = document["final_seeds"][0]["test_accuracy"]
     return f"{100 * seeds['mean']:.2f} ({100 * seeds['min']:.2f} to {100 * seeds['max']:.2f})"
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--goals", nargs="+", default=GOALS, metavar="EXPERIMENT:BYTES")
-    parser.add_argument("--space", help="in the place of the methods' own, as lpss: weights of 32 bits alone")
+    parser.add_argument("--space", help="a search space instead of the default one; in lpss, all weights have 32 bits")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

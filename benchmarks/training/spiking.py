@@ -1,13 +1,17 @@
-"""Measure spiking networks: their kinds of recurrence at equal weights, methods at .9, a perceptron beside, the scan.
+"""Measure spiking networks: kinds of recurrence, methods at a sparsity of .9, and the time of the scan over the steps.
 
     python -m benchmarks.training.spiking --data-dir DIR [--experiments digits fashion] [--seeds 3] [--workers 2]
     python -m benchmarks.training.spiking --timing
 
-Networks of the same sizes: "self" has self-recurrence, skips and trained leaks; "feed-forward" none of them; in "full"
-a matrix leads from each layer to itself, and leaks are trained. "wide" is self with as many weights as full has. They
-are pruned by gmp to as many weights as feed-forward has in all, and to a tenth of those of self. The point of each row,
-of those in `POINTS`, is chosen on the validation data under seed 0; all seeds are judged on the test data. A finished
-training is a line of OUT and is not run again.
+The networks "self", "feed-forward" and "full" have layers of the same sizes. "self" has self-recurrence, skip
+connections and trained leaks; "feed-forward" has none of these. In "full", a matrix connects the neurons of each hidden
+layer with each other, and leaks are trained. "wide" is like "self", but with wider layers: it has about as many weights
+as "full". To compare these kinds at equal numbers of weights, gmp prunes them to the number of weights of
+"feed-forward", and to a tenth of the weights of "self". "perceptron" is a network without spikes or time steps.
+
+The hyperparameters of each row of the table are chosen among those in `POINTS`, on the validation data under seed 0.
+The networks of all seeds are judged on the test data. Each finished training is a line of the file --out, and is not
+run again.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ POINTS: dict[str, list[Job]] = {
 
 
 class FullLayer(SpikingLayer):
-    """A spiking layer with a matrix from its traces to its currents of the next step."""
+    """A spiking layer with full recurrence: a matrix turns its traces into currents of the next step."""
 
     def __init__(self, sources: dict[str, int], neurons: int, network: SpikingNetwork) -> None:
         super().__init__(sources, neurons, network)
@@ -79,8 +83,8 @@ class FullNetwork(SpikingNetwork):
 
 
 def wide(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the widest layers, all of one size, with which a self-recurrent network has no more weights than one of
-    these sizes with full recurrence."""
+    """Return the layer sizes of the widest self-recurrent network whose hidden layers are of equal size, and which has
+    no more weights than a fully recurrent network with the layer sizes `sizes`."""
     most = sum(one * other for one, other in pairwise(sizes)) + sum(size**2 for size in sizes[1:-1])
 
     def widened(neurons: int) -> tuple[int, ...]:
@@ -154,7 +158,8 @@ def rows_of(experiment: str) -> list[Row]:
 
 
 def measured(jobs: Jobs, experiment: str, row: Row, seeds: int) -> list[Job]:
-    """Return what was measured under each seed, at the point that is the best one on the validation data."""
+    """Choose the hyperparameters with the highest validation accuracy under seed 0. Return the measurements with these
+    hyperparameters under each seed."""
     common = {"experiment": experiment, "kind": row.kind, "method": row.method, "epochs": EPOCHS[experiment]}
     goal = {} if row.method == "dense" else {"final_sparsity": row.sparsity}
     tried = [{**common, "params": {**point, **goal}, "seed": 0} for point in POINTS[row.method]]
@@ -173,7 +178,7 @@ def line(experiment: str, row: Row, found: list[Job]) -> str:
 
 
 def timing(shape: tuple[int, int, int], repeats: int = 30) -> str:
-    """Time forward and backward passes of a layer's neurons, the quickest of some repeats each."""
+    """Measure forward and backward passes of a layer's neurons. Return a row of the table with the shortest times."""
     neurons = shape[2]
     currents = torch.randn(shape, requires_grad=True)
     values = (torch.full((neurons,), value, requires_grad=True) for value in (0.1, 0.2, 0.33))

@@ -1,17 +1,19 @@
-"""Transformers on text: the kinds of TREC's questions, by dense, gmp, rigl and lpss with AdamW.
+"""Compare dense, gmp, rigl and lpss with AdamW on transformers that classify the questions of TREC.
 
     python -m benchmarks.training.text --data-dir FOLDER [--networks transformer bert] [--seeds 5] [--trainer 1]
 
-FOLDER holds TREC.train and TREC.test. The networks are the encoder of examples/text_transformer.py and a BERT of the
-same size from a configuration of transformers; neither was trained before.
+FOLDER contains TREC.train and TREC.test. The networks are the encoder of examples/text_transformer.py, and a BERT of
+the same size from the library transformers. Both begin with random weights.
 
-Every method is tuned in nine trainings at .9: six of a grid, then three that change one more setting of
-the best of the six. They are judged by macro-F1 on a fifth of the training questions, under one seed. The best is
-trained on all training questions, at .8 and .9 under every seed, and judged once on the test questions. What is not
-named is each method's default. All trainings take as many epochs, and all masks are fixed before the last fifth.
+Every method is tuned with nine trainings: six with the settings of a grid, then three that each change one setting of
+the best of the six. The sparsity is .9 (0 for dense). These networks are judged by macro-F1 on a fifth of the training
+questions, under one seed. With the best settings, networks are then trained on all training questions under other
+seeds, at the sparsities .8 and .9 (0 for dense). They are judged once on the test questions. Settings that `GRIDS`,
+`CHANGES` and `COMMON` do not name keep their defaults. All trainings have the same number of epochs, and masks do not
+change in the last fifth of a training.
 
-The intervals are those of a paired bootstrap over test questions and seeds. Every finished training is a line of OUT,
-and is not run again. The tables are printed in Markdown.
+The intervals come from a paired bootstrap over test questions and seeds. Each finished training is a line of the file
+--out, and is not run again. The tables are in Markdown.
 """
 
 from __future__ import annotations
@@ -80,8 +82,8 @@ def experiment(network: str) -> Experiment:
 
 @cache
 def split_questions(folder: str, *, final: bool) -> Data:
-    """Return all training questions, and the test questions, for a final training; else four fifths, and a fifth of the
-    training questions to validate."""
+    """Return the questions for a training. A final training uses all training questions and is judged on the test
+    questions. Otherwise, a training uses four fifths of the training questions and is judged on the other fifth."""
     data = experiment("transformer").load(Path(folder))
     both = type(data.train)(
         {name: torch.cat([data.train.x[name], data.val.x[name]]) for name in data.train.x},
@@ -95,7 +97,7 @@ def split_questions(folder: str, *, final: bool) -> Data:
 
 
 def work(job: Job) -> Job:
-    """Train, and return the classes that the network takes the questions of the judged split for."""
+    """Train a network. Return its sparsity, and the classes that it predicts for the questions of `data.val`."""
     data = split_questions(job["folder"], final=job["final"])
     ours = experiment(job["network"])
     train = with_trainer if job.get("trainer") else _train
@@ -115,7 +117,8 @@ def _train(ours: Experiment, data: Data, job: Job) -> tuple[nn.Module, float]:
 
 
 def with_trainer(ours: Experiment, data: Data, job: Job) -> tuple[nn.Module, float]:
-    """Train with transformers' Trainer in place of our loop: the same network, settings and steps, in another order."""
+    """Train lpss with the Trainer of transformers instead of this project's loop. The network, the settings and the
+    number of steps are the same, but the order of the questions differs."""
     from transformers import Trainer, TrainingArguments
 
     from tune_sparsity.sparsity import METHODS as RECIPES
@@ -164,7 +167,7 @@ class Benchmark:
         return {**common, "final": final, "seed": seed, **more}
 
     def tune(self) -> None:
-        """Choose the parameters of every method."""
+        """Choose the hyperparameters of every method."""
         targets = split_questions(self.folder, final=False).val.y
         tries = {method: [{**COMMON, **at(method, TUNED_AT), **point} for point in GRIDS[method]] for method in METHODS}
         for more in (CHANGES, {}):
@@ -177,7 +180,7 @@ class Benchmark:
                 tries[method] += [{**self.chosen[method], **change} for change in more.get(method, [])]
 
     def final(self) -> dict[tuple[str, float], Tensor]:
-        """Return the predicted classes of every method at every sparsity, (seeds, questions)."""
+        """Train every method at every sparsity. Return the predicted classes of each, shape (seeds, questions)."""
         keys = [("dense", 0.0), *((method, s) for s in SPARSITIES for method in METHODS[1:])]
         jobs = [
             self.job(method, {**self.chosen[method], **at(method, s)}, final=True, seed=seed)
@@ -205,7 +208,8 @@ def scored(targets: Tensor, done: Sequence[Job]) -> Tensor:
 
 
 def rows(network: str, targets: Tensor, found: dict[tuple[str, float], Tensor]) -> list[str]:
-    """Return the table's lines: each score's mean and range over the seeds, and lpss minus the method."""
+    """Return the table's lines: the mean and the range of each score over the seeds, and the macro-F1 of lpss minus
+    that of the line's method."""
     lines = []
     for (method, sparsity), predictions in found.items():
         counts = confusion(targets, predictions, torch.ones(1, len(targets)).double(), CLASSES)

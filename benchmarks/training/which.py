@@ -1,14 +1,14 @@
-"""Train networks of every kind on MNIST alike, and show what their accuracy takes: bytes, and operations.
+"""Train networks of every kind on MNIST, and show how many bytes and operations they need for their accuracy.
 
     python -m benchmarks.training.which --data-dir DIR --out benchmarks/training/done/which.jsonl [--kinds lpss gmp ...]
     python -m benchmarks.training.which --out benchmarks/training/done/which.jsonl --picture docs/which.png
 
-All networks train for `EPOCHS` epochs under three seeds, on 55,000 images, but spiking networks on 10,000 of them.
-Dense networks, gmp and lpss have the rates that `benchmarks.methods` chose for them. Spiking networks have those that
-`benchmarks.training.spiking` chose on Fashion-MNIST, and binary networks the defaults. A group pairs the lpss networks
-of one seed by the validation data. The test data choose nothing. A kind that is finished under a seed is a line of OUT
-and is not trained again. The first command prints a table in Markdown. The second draws the same as a picture, with
-Chromium, and trains nothing.
+All networks are trained for `EPOCHS` epochs under three seeds. Spiking networks are trained on 10,000 images, all
+others on 55,000. Dense networks, gmp and lpss use the hyperparameters that `benchmarks.methods` chose for them. Spiking
+networks use those that `benchmarks.training.spiking` chose on Fashion-MNIST, and binary networks use the defaults. Two
+of the lpss networks of each seed also form a group, which is chosen on the validation data. Nothing is chosen on the
+test data. The networks of one kind and one seed are one line of the file --out, and are not trained again. Both
+commands print a table in Markdown. The second command trains nothing, and draws the table as a picture, with Chromium.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ HEADER = """\
 
 
 def read(file: Path) -> dict[str, list[Job]]:
-    """Return what was measured of each kind, a document a seed."""
+    """Return the measurements of each kind of network: a list with one dict for each seed."""
     found: dict[str, list[Job]] = {kind: [] for kind in KINDS}
     for line in map(json.loads, file.read_text().splitlines()):
         found[line["job"]["kind"]].append(line["measured"])
@@ -197,7 +197,7 @@ LOOKS: dict[str, tuple[str, str, str, str]] = {
 
 
 def figure(points: list[Point]) -> go.Figure:
-    """Return both pictures side by side, with one legend."""
+    """Return two plots side by side with one legend: accuracy against bytes, and accuracy against operations."""
     from plotly.subplots import make_subplots
 
     made = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
@@ -229,7 +229,7 @@ def figure(points: list[Point]) -> go.Figure:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Draw the picture, as a page, or as a PNG of it as Chromium shows it."""
+    """Write the plots into an HTML page, or into a PNG file: a screenshot of this page in Chromium."""
     page = path.with_suffix(".html")
     write_html(figure(points), page)
     if path.suffix == ".html":

@@ -1,4 +1,4 @@
-"""Test the table of trainings: its points, its file, and the list of the missing trainings."""
+"""Test the table of trainings: its configurations, its file, and the list of the missing trainings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_point_has_the_parameters_that_apply_and_no_others(method: str) -> Non
 
 
 def test_the_points_fill_the_space_evenly() -> None:
-    """Each eighth of a range has the same number of the first 256 points of a Sobol sequence."""
+    """The first 256 points of a Sobol sequence put 32 values into each eighth of a parameter's range."""
     points = [point("lpss", index) for index in range(256)]
     density = np.log([(1 - one[SPARSITY]) / (1 - MOST) for one in points]) / np.log((1 - LEAST) / (1 - MOST))
     p = (np.array([one["p"] for one in points]) - 1.05) / 0.95

@@ -1,4 +1,4 @@
-"""The shares of a variance, against a function whose shares are known."""
+"""Test the share of each parameter in the variance of the results, with a function whose shares are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study on simulated slots runs to its end, and its row has the wanted columns."""
+"""Test that the benchmark runs a study with simulated workers to its end, and prints a row with all columns."""
 
 from __future__ import annotations
 

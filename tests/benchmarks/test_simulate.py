@@ -1,4 +1,4 @@
-"""Simulated studies, on a table whose best configuration is known."""
+"""Test simulated studies, with a table of trainings whose best configuration is known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = ("lpss", "gmp")
 
 
 def accuracy(params: dict[str, Any]) -> float:
-    """The best momentum is .9, and dense networks are better than sparse ones."""
+    """Return a made-up accuracy: the best momentum is .9, and the accuracy falls if the sparsity exceeds .9."""
     error = (1 - BEST) * math.exp(40 * (params["momentum"] - 0.9) ** 2 * 10 + 2 * max(0.0, params[SPARSITY] - 0.9))
     return 1 - min(error, 0.9)
 
@@ -121,7 +121,7 @@ def test_a_front_of_several_methods_has_trials_of_each() -> None:
 
 
 class Best(fronts.FrontSearch):
-    """Asks for the surrogate's best configuration at each sparsity of the front."""
+    """A search whose trials are the surrogate's best configurations, one at each sparsity of the front."""
 
     def params(self, number: int) -> dict[str, Any]:
         return studies.best_configuration("known", fronts.SPARSITIES[number])

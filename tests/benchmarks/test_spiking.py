@@ -1,4 +1,4 @@
-"""The networks that spiking networks are measured against."""
+"""Test the networks with which self-recurrent spiking networks are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page in Debian's Chromium. Screenshots are kept in tests/screenshots, to be looked at."""
+"""Define a page in Chromium. Screenshots are written into tests/screenshots, where developers can look at them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 120_000  # milliseconds: the machine may be busy with something else
 
 @dataclass
 class Page:
-    """A page and the addresses of everything that it asked for."""
+    """A page in the browser, and the addresses of all its requests."""
 
     page: Any
     asked: list[str]
@@ -28,7 +28,7 @@ class Page:
         return {part.netloc for part in parts if part.scheme not in ("data", "blob", "about")}
 
     def kept(self, name: str, whole: bool = False) -> np.ndarray:
-        """A screenshot, kept as a file, as an array of (height, width, 3)."""
+        """Write a screenshot into SCREENSHOTS. Return it as an array of the shape (height, width, 3)."""
         SCREENSHOTS.mkdir(exist_ok=True)
         taken = self.page.screenshot(full_page=whole, path=SCREENSHOTS / f"{name}.png")
         return np.asarray(Image.open(io.BytesIO(taken)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Start the browser. Where there is none, these tests are skipped."""
+"""Start the browser for the tests in this folder. If Chromium is not installed, they are skipped."""
 
 from __future__ import annotations
 

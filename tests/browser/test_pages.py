@@ -1,4 +1,4 @@
-"""Look at MLflow's UI on a study's store, at the report and at the pictures, in a real browser."""
+"""Test MLflow's UI, the report and the pictures of a study in a real browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Served:
-    """MLflow's server over a study's store, as `tune-sparsity ui` started it."""
+    """The server of MLflow's UI that `tune-sparsity ui` has started for a study."""
 
     address: str  # the address of the parent run's page, as the command prints it
     host: str
@@ -59,7 +59,7 @@ def served(nan_study: Ran) -> Iterator[Served]:
 
 
 def trial_ids(served: Served) -> dict[str, str]:
-    """The ids of the study's trials in the store, by their names."""
+    """Return the MLflow run id of each trial, by the trial's name."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{served.folder.parents[1] / 'mlflow.db'}")
@@ -68,7 +68,7 @@ def trial_ids(served: Served) -> dict[str, str]:
 
 
 def coloured(image: np.ndarray) -> int:
-    """Pixels of a picture that are neither white, grey nor black: what is drawn in colours."""
+    """Return the number of coloured pixels in an image: those that are not white, grey or black."""
     low, high = image.min(axis=2).astype(int), image.max(axis=2).astype(int)
     return int((high - low > 40).sum())
 

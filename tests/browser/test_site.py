@@ -1,4 +1,4 @@
-"""Build the site of the documentation, and look at its pages in a real browser."""
+"""Build the site of the documentation, and test its pages in a real browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, as `make docs` builds it. A warning, as of a link that leads nowhere, fails."""
+    """Build the site as `make docs` does. A warning makes the build fail, for example a warning about a broken link."""
     pytest.importorskip("sphinx", reason="no sphinx: make install")
     folder = tmp_path_factory.mktemp("site")
     options = ["--quiet", "--fail-on-warning", "--keep-going", "--conf-dir", "docs"]

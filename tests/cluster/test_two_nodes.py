@@ -1,4 +1,4 @@
-"""A study on two Ray nodes in two network namespaces, with token authentication: as on two machines."""
+"""Test studies on two Ray nodes with token authentication. Two network namespaces take the place of two machines."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def options(nodes: TwoNodes, study: str, trials: int) -> list[str]:
 
 
 def built(nodes: TwoNodes) -> dict[str, int]:
-    """How many networks each machine has built."""
+    """Return how many networks each machine has built."""
     return {machine.name: len(list(machine.iterdir())) for machine in (nodes.folder / "where").glob("*")}
 
 
 def finished(study: Path) -> dict[int, list[float]]:
-    """The completed trials and their values, as the record has them."""
+    """Return the values of each completed trial, read from the study's Optuna journal."""
     if not (study / "optuna.journal").exists():
         return {}
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(study / "optuna.journal")))
@@ -100,7 +100,7 @@ def finished(study: Path) -> dict[int, list[float]]:
 
 @pytest.fixture
 def store(nodes: TwoNodes) -> Iterator[str]:
-    """A bucket on a server that both machines reach; its URI."""
+    """Start an S3 server that both machines reach. Yield the URI of a bucket on this server."""
     server = S3Server(nodes.folder, HEAD, before=nodes.inside("head", []), port=S3_PORT)
     script = f"""
 import time, urllib.request
@@ -121,7 +121,7 @@ for left in reversed(range(300)):
 
 
 def test_a_study_on_two_nodes_ships_its_code_and_writes_only_to_an_object_store(nodes: TwoNodes, store: str) -> None:
-    """The data count as large: every node loads them itself, from the same path."""
+    """Because of TUNE_SPARSITY_LARGE_DATA, the data count as large: each node loads them itself, from the same path."""
     (nodes.folder / "data").mkdir()
     (nodes.folder / "data" / "there").touch()
     cache = nodes.hidden / "cache"  # which the other machine does not see

@@ -1,4 +1,4 @@
-"""Real studies, run once through the command as a user would, for the tests to look at from all sides."""
+"""Run the command as a user does, and define experiments for the studies."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ Command = Callable[..., Ran]
 
 
 def run_command(arguments: Sequence[str], cwd: Path, *, timeout: float = 300, **environment: str) -> Ran:
-    """`tune-sparsity` in a process of its own, in the folder `cwd`."""
+    """Run `tune-sparsity` in a process of its own, in the folder `cwd`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     done = subprocess.run(
         [sys.executable, "-m", "tune_sparsity", *arguments],

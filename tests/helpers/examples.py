@@ -1,4 +1,4 @@
-"""How many cases a test is tried with, and where."""
+"""Define how many cases a test tries, which cases only `make long` tries, and which tests need a GPU."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ settings.register_profile("long", deadline=None, max_examples=10 * USUAL)
 
 
 def examples(count: int) -> settings:
-    """Return the settings of a property that is tried with so many cases, and in `make long` with ten times as many."""
+    """Return Hypothesis settings for a test that draws `count` examples, or ten times as many in `make long`."""
     return settings(max_examples=count * settings.default.max_examples // USUAL)
 
 
 def thinned(cases: Iterable[tuple[Any, ...]], every: int) -> list[Any]:
-    """Return the cases as parameters of a test, of which all but each `every`-th are left to `make long`."""
+    """Return the cases as parameters of a test. `make long` tries all cases, and other runs one case in `every`."""
     return [pytest.param(*case, marks=pytest.mark.long if at % every else ()) for at, case in enumerate(cases)]
 
 

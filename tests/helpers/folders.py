@@ -1,4 +1,4 @@
-"""What a folder holds."""
+"""Read whole folders, to compare them."""
 
 from __future__ import annotations
 

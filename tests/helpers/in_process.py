@@ -1,4 +1,4 @@
-"""Whole studies in this process, without Ray and MLflow: a second or two for the tests of what is made of a study."""
+"""Run whole studies in the process of the tests, without Ray and MLflow. A study then takes only a second or two."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tune_sparsity.tuner.worker.trainable import network_cost, save_weights, spi
 
 
 class NoTracker:
-    """Takes all that a tracker takes, and keeps nothing."""
+    """Replaces a tracker: it has all methods of a tracker, but they do nothing."""
 
     seconds = 0.0
     experiment_id = run_id = None
@@ -44,7 +44,7 @@ class NoTracker:
 
 
 def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: Any) -> Path:
-    """Runs a study and returns its folder; its trials train here, one after the other, as a worker would train them."""
+    """Run a study and return its folder. The trials are trained in this process, one after the other."""
     uri = f"sqlite:///{storage.parent / 'mlflow.db'}"
     goal_given = options.keys() & GOALS
     given = {**({} if goal_given else {"target": 0.8}), "trials": 6, "epochs": 4, **options}
@@ -75,7 +75,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
 
 
 def exported(storage: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Exports a study's best network by the command, which must succeed; returns the document that it prints."""
+    """Export a study's best network with the command, which must succeed. Return the JSON document that it prints."""
     code = main(["export", name, "--storage", str(storage), "--format", kind, "--json"])
     said = capsys.readouterr()
     assert code == 0, said.err
@@ -83,7 +83,7 @@ def exported(storage: Path, name: str, kind: str, capsys: pytest.CaptureFixture[
 
 
 def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
-    """One trial, stopped early where the study says so, as tuner.driver.ray_tune does it."""
+    """Train one trial. Stop it early if the study decides so, as in tuner.driver.ray_tune."""
     options = {"epochs": prepared.epochs, "seed": trial_seed(prepared.config.seed, asked.number)}
     limit = prepared.limit
     params = asked.params if limit is None else limit.met_by(asked.method, asked.params)

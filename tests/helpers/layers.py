@@ -1,4 +1,4 @@
-"""Layers that other libraries have."""
+"""Define layers that users know from other libraries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Conv1D(nn.Module):
-    """As transformers has it for GPT-2: a linear layer whose weight is (inputs, outputs)."""
+    """The linear layer of GPT-2 in the library transformers. Its weight has the shape (inputs, outputs)."""
 
     def __init__(self, nf: int, nx: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Conv1D(nn.Module):
 
 
 def kept_in_evaluation(module: nn.Module) -> nn.Module:
-    """Return the module in evaluation mode, which nothing changes from now on."""
+    """Put the module into evaluation mode and return it. `module.train()` no longer changes the mode."""
     module.eval()
     module.train = lambda mode=True: module  # type: ignore[method-assign]
     return module

@@ -1,4 +1,4 @@
-"""Experiments that are judged by something else than accuracy, as a user writes them."""
+"""Define experiments as a user writes them. Most of them have another metric than the accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real stores for the tests: MLflow's server, a door with a password before it, and Debian's PostgreSQL."""
+"""Start real servers for tests: MLflow's server, a proxy that protects it with a password, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def free_port() -> int:
 
 
 class Server:
-    """`mlflow server` on loopback, with everything in a folder; it can be killed and started again.
+    """`mlflow server` on loopback, with all its files in one folder. A test can kill and restart it.
 
-    Its workers for jobs of its own, which nothing here asks for, are left out: after the server says that it is ready
-    they go on to take half a minute of processor time to start.
+    MLflow's job workers are disabled, because no test needs them. They would start after the server says that it is
+    ready, and take half a minute of processor time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Server:
 
 @contextlib.contextmanager
 def door(server: Server, user: str, password: str) -> Iterator[str]:
-    """A URI of the server's that asks for a name and a password."""
+    """Start a proxy in front of the server, and yield its URI. It refuses requests without this user and password."""
     expected = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -111,7 +111,7 @@ def door(server: Server, user: str, password: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """The URI of an empty database in a PostgreSQL of the test's own, on loopback, that asks for a password."""
+    """Start a PostgreSQL server on loopback that requires a password. Yield the URI of an empty database on it."""
     bins = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not bins:
         pytest.skip("no PostgreSQL: apt-get install postgresql (as .ci/run does where it may)")

@@ -1,4 +1,4 @@
-"""Two machines on one: network namespaces joined by a cable, a Ray node in each, and a folder that only one can see."""
+"""Simulate two machines: two connected network namespaces, a Ray node in each, and a folder that only one node sees."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class TwoNodes:
     """A Ray cluster of two nodes with one CPU each.
 
     Attributes:
-        folder: seen by both, but for `folder/hidden`, which the worker node has as an empty folder of its own.
-        environment: with the cluster's token.
+        folder: a folder that both nodes see. Only its subfolder `hidden` differs: there, the worker node sees an empty
+            folder of its own.
+        environment: the environment variables of the nodes. One of them names the file of the cluster's token.
     """
 
     folder: Path
@@ -46,7 +47,7 @@ class TwoNodes:
         return self.folder / "hidden"
 
     def inside(self, side: str, command: Sequence[str | Path]) -> list[str]:
-        """The command as it runs in the namespace of the "head" or the "worker"."""
+        """Return the command line that runs a command in the namespace of the "head" or the "worker"."""
         return ["ip", "netns", "exec", f"{self.name}{side}", *map(str, command)]
 
     def start_head(self) -> None:
@@ -56,7 +57,7 @@ class TwoNodes:
         self._start(self.inside("head", [*RAY, "start", *where, f"--temp-dir={self.folder}/ray", *_NODE]))
 
     def start_worker(self) -> None:
-        """With a `tuner` of its own that must never be imported: the code comes from the driver."""
+        """Start the worker node with a stale module `tuner`, whose import fails: trials must use the driver's code."""
         stale = self.folder / "stale" / "tuner"
         stale.mkdir(parents=True, exist_ok=True)
         (stale / "__init__.py").write_text("raise ImportError('this is what the node has, and not the driver')\n")
@@ -82,7 +83,7 @@ class TwoNodes:
         return [int(pid) for pid in listed.stdout.split()]
 
     def kill(self, side: str) -> None:
-        """Every process of a node at once, as a power cut does."""
+        """Kill all processes of a node at once, as if its power failed."""
         for _ in range(50):
             if not (pids := self.processes(side)):
                 return
@@ -93,7 +94,7 @@ class TwoNodes:
         raise AssertionError(f"processes of the {side} do not end")
 
     def command(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-        """`tune-sparsity` on the head's machine."""
+        """Start `tune-sparsity` in the namespace of the head node."""
         return subprocess.Popen(
             self.inside("head", [sys.executable, "-m", "tune_sparsity", *arguments]),
             cwd=self.folder,
@@ -106,7 +107,7 @@ class TwoNodes:
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[TwoNodes]:
-    """Started, and taken away afterwards. The test is skipped where namespaces cannot be made."""
+    """Start two nodes, and remove them at the end. If network namespaces cannot be made, skip the test."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("two nodes in network namespaces: run as root, and apt-get install iproute2")
     folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
@@ -132,7 +133,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 
 def _cable(name: str) -> None:
-    """Two namespaces and a pair of network devices between them."""
+    """Make two network namespaces, and connect them with a pair of network devices."""
     head, worker = f"{name}head", f"{name}worker"
     for namespace in (head, worker):
         made = subprocess.run(["ip", "netns", "add", namespace], capture_output=True, text=True)

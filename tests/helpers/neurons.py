@@ -1,4 +1,4 @@
-"""Spiking neurons step by step, as autograd follows them: what the scan is tested against."""
+"""Compute spiking neurons step by step, with gradients by autograd. Tests compare `spiking_scan` with this."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Spike(torch.autograd.Function):
-    """1 where u >= 1, with the gradient of sigmoid(slope (u - 1))."""
+    """Computes 1 where u >= 1, and otherwise 0. The backward pass uses the derivative of sigmoid(slope * (u - 1))."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, slope: float) -> Tensor:

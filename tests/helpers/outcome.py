@@ -1,4 +1,4 @@
-"""What a study has left: its files, and its runs in MLflow."""
+"""Read the results of a study: its files, and its runs in MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "BOOL": np.bool
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The file's tensors, read by its published layout and not by the library that wrote it."""
+    """Return the file's tensors. This follows the published file format, and does not use the library safetensors."""
     raw = path.read_bytes()
     (size,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + size])
@@ -38,7 +38,7 @@ def optuna_states(study: Path) -> dict[int, str]:
 
 
 def mlflow_runs(cwd: Path, result: dict) -> tuple[list, list]:
-    """(parents, children) of a study in the store in `cwd`."""
+    """Return (parent runs, child runs) of a study, from the file mlflow.db in the folder `cwd`."""
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{cwd}/mlflow.db")

@@ -1,4 +1,4 @@
-"""A folder with a user's own experiment, and what lies beside it."""
+"""Write a folder with a user's own experiment, the modules that it imports, and other files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Block(Core):
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> Path:
-    """Write texts under their paths into a folder. Return the folder."""
+    """Write files into a folder and return the folder. `files` contains the text of each path."""
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
@@ -67,7 +67,7 @@ def write_files(files: Mapping[str, str], folder: Path) -> Path:
 
 @contextmanager
 def imports_of_its_own() -> Iterator[None]:
-    """Within it a user's modules may be imported: afterwards none of them is there."""
+    """Let a test import a user's modules in a `with` block. At its end, these modules are removed from sys.modules."""
     modules, path, added = set(sys.modules), list(sys.path), list(registry._added)
     try:
         yield

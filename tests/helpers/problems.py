@@ -1,4 +1,4 @@
-"""Small problems to train on, and what tests of the optimizer share."""
+"""Define small data sets and networks for tests, and functions that tests of the optimizer share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune_sparsity.sparsity import LpSGD
 
 
 def blobs(n: int = 400, features: int = 20, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Well separated Gaussian clusters, one a class: inputs (n, features) and labels (n,)."""
+    """Return inputs (n, features) and labels (n,). Each class is a Gaussian cluster, well separated from the others."""
     generator = torch.Generator().manual_seed(seed)
     centres = 3 * F.normalize(torch.randn(classes, features, generator=generator), dim=1)
     y = torch.arange(n) % classes
@@ -21,7 +21,7 @@ def blobs(n: int = 400, features: int = 20, classes: int = 4, seed: int = 0) -> 
 
 
 def batches(x: Tensor, y: Tensor, steps: int, size: int = 32, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` random batches, always the same ones for a seed."""
+    """Yield `steps` random batches. The same seed always gives the same batches."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         rows = torch.randint(len(x), (size,), generator=generator)
@@ -29,7 +29,7 @@ def batches(x: Tensor, y: Tensor, steps: int, size: int = 32, seed: int = 0) -> 
 
 
 def mlp(*sizes: int, norm: bool = False, seed: int = 0) -> nn.Sequential:
-    """Linear layers with ReLU between them, and batch normalisation if asked for."""
+    """Return linear layers with ReLU between them. If `norm` is true, there is also batch normalisation."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts: list[nn.Module] = []
@@ -49,13 +49,13 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def tensors(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Normal numbers, drawn in double precision, one shape after another."""
+    """Return a tensor of each shape with normally distributed random numbers, which are drawn in float64."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
 def norms(w: Tensor, p: float) -> Tensor:
-    """||w||_p of each row, in float64 by logarithms."""
+    """Return ||w||_p of each row, computed in float64 from logarithms."""
     return (torch.logsumexp(p * w.detach().double().flatten(1).abs().log(), -1) / p).exp()
 
 

@@ -1,4 +1,4 @@
-"""The installed Ray, but that some of its names are others everywhere in it, as another version might have them."""
+"""Copy the installed Ray, with other names for some of its functions and modules, as in another version of Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ for _name in {names}:
 
 
 def installed_ray() -> Path:
-    """Return the folder of the installed package, which is found without loading it."""
+    """Return the folder of the installed package `ray`, without an import of it."""
     spec = importlib.util.find_spec("ray")
     assert spec is not None
     assert spec.origin is not None
@@ -25,11 +25,13 @@ def installed_ray() -> Path:
 
 
 def renamed_ray(names: Sequence[str], folder: Path) -> Path:
-    """Make a package `ray` in a folder, for the front of PYTHONPATH.
+    """Write a copy of the package `ray` with other names into a folder. Return the folder. If it is first on
+    PYTHONPATH, Python imports this copy.
 
     Args:
-        names: full names. The last part of each becomes another one in all of Ray's sources, and in its library.
-        folder: that is to hold the package.
+        names: dotted names. The last part of each gets an underscore at its end, in all of Ray's Python files and in
+            the compiled module ray._raylet.
+        folder: the folder that contains the package afterwards.
     """
     words = sorted({name.rpartition(".")[2] for name in names})
     old = re.compile(rf"\b({'|'.join(words) or '$^'})\b")
@@ -43,7 +45,7 @@ def renamed_ray(names: Sequence[str], folder: Path) -> Path:
 
 
 def _copy(source: Path, target: Path, old: re.Pattern[str]) -> None:
-    """Copy a folder's tree: what does not change is a link."""
+    """Copy a folder and its subfolders, and change the names in the copy. Unchanged files become links."""
     target.mkdir(parents=True)
     for entry in source.iterdir():
         if entry.is_dir():
@@ -64,7 +66,7 @@ def _copy(source: Path, target: Path, old: re.Pattern[str]) -> None:
 
 
 def _link_compiled(source: Path, target: Path) -> None:
-    """Link a module's compiled form, which loads faster."""
+    """Link the compiled file of a module, because it loads faster."""
     compiled = Path(importlib.util.cache_from_source(str(source)))
     if compiled.exists():
         (target / compiled.parent.name).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback for the tests: what it is asked over HTTP, and nothing of ours inside it."""
+"""Start a real S3 server for tests, without code of this project. Tests reach this process over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUCKET = "studies"
 
 
 def credentials(endpoint: str) -> dict[str, str]:
-    """What a process needs in its environment to use a server."""
+    """Return the environment variables with which a process can use a server."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "tester",
@@ -28,14 +28,15 @@ def credentials(endpoint: str) -> dict[str, str]:
 
 
 class S3Server:
-    """moto's server, which keeps all in memory; stopped for a while it keeps it, killed it forgets.
+    """moto's S3 server. It keeps all objects in memory: a pause keeps them, but a kill loses them.
 
     Args:
-        folder: for its log.
-        host: the address that it listens at.
-        before: put before the command, to run it elsewhere; the caller makes the bucket.
-        port: that it listens at; any that is free by default.
-        guarded: refuse credentials that nobody made.
+        folder: the folder for the log.
+        host: the address at which the server listens.
+        before: words before the command of the server, for example to run it in a network namespace. If there are such
+            words, the caller makes the bucket.
+        port: the port at which the server listens. If None, this is any free port.
+        guarded: whether the server refuses access keys that were not created on it.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class S3Server:
         urllib.request.urlopen(request, timeout=30).close()
 
     def pause(self) -> None:
-        """It answers nothing any more, as a machine that hangs."""
+        """Stop the process of the server until `go_on`, so that it does not answer, like a machine that hangs."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:

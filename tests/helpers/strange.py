@@ -1,4 +1,5 @@
-"""Experiments whose networks fail in one place, or compute with other numbers than float32, as users have them."""
+"""Define experiments as users may have them: networks that fail for some batches, that compute in other types than
+float32, or that are inside wrappers such as DataParallel."""
 
 EXPERIMENTS = """
 import torch

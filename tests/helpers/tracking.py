@@ -1,4 +1,4 @@
-"""A tracker whose writer is a thread, and what its stores hold."""
+"""Define a tracker whose writer is a thread, and functions that read what the writer has stored in MLflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MakeTracker = Callable[..., Tracker]
 
 
 class WriterThread:
-    """The writer without a process of its own, whose import of MLflow takes seconds: all else is as in one."""
+    """Runs a tracker's writer in a thread instead of a process. A new process would need seconds to import MLflow."""
 
     def __init__(self) -> None:
         commands, self.stdin = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
@@ -61,7 +61,7 @@ def client(store: Path) -> Any:
 
 
 def read(store: Path, experiment: str = "digits") -> tuple[list[Any], dict[str, Any]]:
-    """The experiment's parent runs, and the trials' runs by name; fails on duplicates."""
+    """Return the experiment's parent runs, and the trials' runs by name. Fail if two trials have the same name."""
     mlflow = client(store)
     found = mlflow.get_experiment_by_name(f"tune-sparsity/{experiment}")
     runs = mlflow.search_runs([found.experiment_id])

@@ -1,4 +1,4 @@
-"""Sparse trainings that tests share, and a topology that does what it is told."""
+"""Define sparse trainings that several tests use, and a topology whose masks the test chooses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STILL = ("dense", "static", "snip")
 
 
 class Watched:
-    """Data that count how often their test split is asked for."""
+    """Data that count how often their test split is read."""
 
     classes = ()
 
@@ -39,7 +39,7 @@ class Watched:
 
 
 def train(model: nn.Module, sparse: SparseTraining, start: int, stop: int, total: int = 400) -> None:
-    """The steps start..stop-1 of one fixed sequence of batches."""
+    """Train with the batches `start` to `stop` - 1 of a fixed sequence of `total` batches."""
     dtype = next(model.parameters()).dtype
     for k, (xs, ys) in enumerate(batches(X.to(dtype), Y, total)):
         if start <= k < stop:
@@ -49,12 +49,12 @@ def train(model: nn.Module, sparse: SparseTraining, start: int, stop: int, total
 
 
 def zero_weights(sparse: SparseTraining) -> int:
-    """Counted from the network's own weights."""
+    """Return how many weights of the sparse layers are 0, without a look at the masks."""
     return sum(int((layer.weight == 0).sum()) for layer in sparse.layers)
 
 
 class Script:
-    """A topology that sets the masks it is told to, by step, and remembers the gradients it was shown."""
+    """A topology that sets the masks in `masks` at their steps, and stores the gradients of these steps in `seen`."""
 
     def __init__(self, masks: dict[int, list[Tensor]]) -> None:
         self.masks, self.step = masks, 0
@@ -78,7 +78,8 @@ class Script:
 def scripted(
     script: dict[int, list[Tensor]], *, momentum: float = 0.9, total: int = 100, **options: Any
 ) -> tuple[nn.Module, SparseTraining, Script]:
-    """A network of one sphere layer (10 neurons of 20 weights) and an ordinary one, all connections active."""
+    """Return a network, its training and its topology. The network has a sphere layer (10 neurons with 20 weights each)
+    and an ordinary layer. At the start, all connections are active."""
     model = mlp(20, 10, 4).double()
     layers = prunable_layers(model)
     rest = [model[0].bias, *model[2].parameters()]

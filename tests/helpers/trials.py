@@ -1,4 +1,4 @@
-"""Trials as records."""
+"""Make records of trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for something to become true, and a clock that waits for nobody."""
+"""Wait until a condition is true, and simulate a clock so that tests need not wait."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def until(condition: Any, process: subprocess.Popen[str] | None = None, seconds:
 
 
 class Clock:
-    """Stands in for the module `time`: it passes only while somebody sleeps.
+    """Replaces the module `time`. Its time advances only by the calls of `sleep`, which return at once.
 
     Attributes:
-        now: seconds since it was made.
-        meanwhile: called after every sleep, for what others do in that time.
+        now: the simulated seconds since the clock was made.
+        meanwhile: a function that is called after every `sleep`. A test can set it to do what happens in this time.
     """
 
     def __init__(self) -> None:
