@@ -1,4 +1,5 @@
-"""Tests the outbox: the notes on disk that are later written to MLflow."""
+"""Tests the outbox: a study writes its notes, such as metrics and parameters, into this file. Later they are written to
+MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests the MLflow tracking with environment variables, and with missing, damaged or refusing stores."""
+"""Tests the MLflow tracking with MLflow's environment variables, and with stores that are missing or damaged or refuse
+to be written."""
 
 from __future__ import annotations
 
