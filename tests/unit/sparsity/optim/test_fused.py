@@ -221,7 +221,7 @@ def test_layouts_and_types_without_compiled_code_use_steps_of_torch() -> None:
 @pytest.mark.parametrize("density", [2.0, 0.5, 0.1])
 def test_compiled_steps_of_rows_of_many_shapes_are_near_float64_steps(shape: tuple[int, int], density: float) -> None:
     """The code updates rows in blocks. The shapes give an incomplete last block, rows shorter than a register of the
-    processor, and rows so long that each row is a block."""
+    processor, and rows that are long enough to form a block alone."""
     start, noise, *grads = tensors(0, *[shape] * 5, dtype=torch.float64)
     ends = []
     for dtype in (torch.float32, torch.float64):

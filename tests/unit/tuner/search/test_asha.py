@@ -146,7 +146,7 @@ def test_the_share_of_continued_trials_converges_to_1_over_reduction(reduction: 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_more_than_half_of_the_epochs_are_saved_at_little_loss(slots: int) -> None:
     """Studies have 32 trials. Their learning curves cross, and have the noise of an accuracy that is measured on 360
-    examples, as in the experiment digits."""
+    examples."""
     saved, lost = [], []
     for seed in range(10):
         rng = random.Random(seed)

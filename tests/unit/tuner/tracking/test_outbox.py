@@ -1,5 +1,5 @@
-"""Tests the outbox: a study writes its notes, such as metrics and parameters, into this file. Later they are written to
-MLflow."""
+"""Tests the outbox: a file into which a study writes notes, such as metrics and parameters. Later the notes are written
+to MLflow."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tests the MLflow tracking with MLflow's environment variables, and with stores that are missing or damaged or refuse
-to be written."""
+"""Tests the MLflow tracking with MLflow's environment variables, with stores that are missing, damaged or not writable,
+and with runs that a store refuses."""
 
 from __future__ import annotations
 
