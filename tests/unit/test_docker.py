@@ -33,7 +33,8 @@ TEXTS = [
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions and their arguments, continued lines joined."""
+    """Return the Dockerfile's instructions with their arguments. Lines that end with a backslash are joined with the
+    next."""
     lines = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]  # type: ignore[misc]
@@ -44,7 +45,7 @@ def arguments_of(name: str) -> list[str]:
 
 
 def copied() -> list[str]:
-    """Return the paths that the Dockerfile copies from the repository, and not from another stage."""
+    """Return the paths that the Dockerfile copies from the repository. Files from another stage are not included."""
     ours = [rest for rest in arguments_of("COPY") if not rest.startswith("--from=")]
     return [source for rest in ours for source in rest.split()[:-1]]
 
@@ -215,7 +216,7 @@ def test_every_pod_mounts_the_volume_claim_and_runs_the_image_as_non_root() -> N
 
 
 def commands(program: str) -> list[list[str]]:
-    """The arguments of each command of that name in docker/ and docs/cluster.md, of one line or continued."""
+    """Return the arguments of each call of `program` in docker/ and docs/cluster.md. A call may have several lines."""
     texts = [re.sub(r"\\\n", " ", text) for text in TEXTS]
     written = [JOB["spec"]["entrypoint"], COMPOSE["services"]["mlflow"]["command"][-1]]
     lines = [line for text in texts for line in text.splitlines()] + written

@@ -1,4 +1,4 @@
-"""Hold the documents to the code: examples run, options and messages exist, links lead somewhere."""
+"""The documents agree with the code: their examples run, their options and messages exist, and no link is broken."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ README, OWN_NETWORK = PAGES["README.md"], PAGES["docs/own-network.md"]
 
 
 def example(page: str, language: str = "python") -> str:
-    """The first block of code in that language on a page."""
+    """Return the first block of code in the given language on a page."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
     assert blocks, f"{page} has no example"
     return str(blocks[0])
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(page, arguments) of every `tune-sparsity ...`, in blocks and in the text."""
+    """Return (page, arguments) for every `tune-sparsity` command, in blocks of code and in the text."""
     return [
         (page, shlex.split(arguments.rstrip(" .,:*")))
         for page, text in PAGES.items()
@@ -90,7 +90,7 @@ def test_the_example_of_a_training_loop_reaches_its_exact_sparsity(tmp_path: Pat
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """Return a folder with the example of an own experiment and with the arrays that the example loads."""
+    """Return a folder with the example of a user's own experiment and with the arrays that the example loads."""
     y = np.arange(150) % 3
     x = np.random.default_rng(0).integers(0, 100, (150, 3, 8, 8), dtype=np.uint8)
     x[np.arange(150), y] += 100
@@ -179,7 +179,7 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as code hosts make them."""
+    """Return the anchors of a page's headings, as GitHub and similar sites make them."""
     headings = re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -229,7 +229,7 @@ def code() -> str:
 
 
 def test_the_messages_that_are_explained_are_in_the_code() -> None:
-    """`...` stands for a part that differs from case to case."""
+    """In a message in docs/troubleshooting.md, `...` or N stands for a part that differs from case to case."""
     written = code()
     messages = re.findall(r"^\| `([^`]+)` ", PAGES["docs/troubleshooting.md"], re.MULTILINE)
     assert len(messages) >= 10

@@ -1,4 +1,4 @@
-"""The guide to extensions: all its changes, made in one copy of the code, apply and work."""
+"""The guide to extensions: all its changes can be made in one copy of the code, and the changed code works."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ assert all(torch.equal(read[name].bfloat16(), tensor) for name, tensor in networ
 
 
 def changes() -> list[tuple[str, list[str]]]:
-    """(file, lines) of every change that the guide shows. The line before it names the file: ` # tuner/cli.py`."""
+    """Return (file, lines) for every change that the guide shows. The line before a change names its file, for example
+    ` # tuner/cli.py`."""
     found: list[tuple[str, list[str]]] = []
     for block in re.findall(r"^```diff\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
@@ -85,7 +86,8 @@ def changes() -> list[tuple[str, list[str]]]:
 
 
 def changed(text: str, change: list[str], file: str) -> str:
-    """Return the text after a change. Lines after ` ...`, and the lines of a new file, are added at the end."""
+    """Return the text with a change applied. Lines after a line ` ...`, and all lines of a new file, are added at the
+    end."""
     lines, place, end = text.splitlines(), 0, not text
     for line in change:
         sign, content = line[:1], line[1:]

@@ -128,7 +128,8 @@ for name in {blocked}:
 
 
 def run_blocked(blocked: tuple[str, ...], code: str, folder: Path) -> None:
-    """Run code in a new interpreter that cannot import the packages `blocked`. Fail with its output if it fails."""
+    """Run code in a new interpreter that cannot import the packages in `blocked`. If the code fails, this test fails
+    and shows its output."""
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code],
         cwd=folder,

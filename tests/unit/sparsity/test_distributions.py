@@ -1,4 +1,5 @@
-"""Distributions of a sparsity over layers: exact totals, Erdos-Renyi-Kernel against its definition, dense layers."""
+"""Distributions of a sparsity over layers: totals are exact, Erdos-Renyi-Kernel agrees with its definition, and
+saturated layers stay dense."""
 
 from __future__ import annotations
 

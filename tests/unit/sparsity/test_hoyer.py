@@ -1,4 +1,4 @@
-"""Hoyer sparsity on closed cases, and the theory against simulation."""
+"""Hoyer sparsity against closed forms, and its expected values against simulation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tune_sparsity.sparsity.hoyer import (
 
 
 def simulated(magnitudes: np.ndarray) -> tuple[float, float]:
-    """Mean Hoyer sparsity of the rows and its standard error, from the definition in float64."""
+    """Return the mean Hoyer sparsity of the rows of `magnitudes`, from its definition, and the standard error of this
+    mean."""
     n = magnitudes.shape[1]
     values = (math.sqrt(n) - magnitudes.sum(1) / np.sqrt((magnitudes**2).sum(1))) / (math.sqrt(n) - 1)
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))

@@ -1,4 +1,4 @@
-"""Masks keep exact counts, at decimal fractions and under ties."""
+"""Masks keep exact numbers of weights, also for decimal sparsities and for weights with equal scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Weights whose memory is not their own are refused; those that only lie side by side are not."""
+"""Weights that share memory with another tensor are refused. Weights that lie side by side in one memory are
+accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A weight's neurons and their fan-in, against the definition of each layer: an output depends on its neuron's row."""
+"""The rows of a weight agree with the definition of each layer: the row of a neuron holds all weights on which this
+neuron's output depends."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def test_a_row_holds_the_weights_that_its_neuron_depends_on(name: str) -> None:
 
 
 def test_the_rows_of_a_transposed_convolution_follow_its_definition() -> None:
-    """Output channel o of group g: its inputs are the channels of g, each with its kernel."""
+    """The row of an output channel holds one kernel for each input channel of the same group."""
     layer = nn.ConvTranspose2d(6, 4, (2, 3), groups=2)
     weight, orientation = one(layer)
     rows = orientation.rows(weight.detach())
@@ -82,7 +83,7 @@ def test_the_fan_in_dimensions_of_a_parameter_determine_its_rows() -> None:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    """Check that the tensors are equal except for rounding, because the order of their sums may differ."""
+    """Check that the tensors are equal except for rounding errors: their values may be sums in different orders."""
     few = 20 * torch.finfo(ours.dtype).eps
     torch.testing.assert_close(ours, theirs, rtol=few, atol=few)
 
@@ -98,7 +99,8 @@ def twin(rows: Tensor, orientation: Orientation, shape: torch.Size) -> nn.Parame
 def test_an_oriented_weight_is_trained_like_a_matrix_with_the_same_rows(
     name: str, foreach: bool | None, dtype: torch.dtype, gain: bool
 ) -> None:
-    """LpSGD trains a weight with an orientation like a plain matrix with the same rows. Masks and states agree, too."""
+    """LpSGD trains a weight with an orientation like a plain matrix with the same rows, also with a mask. The states of
+    both agree, too."""
     weight, orientation = one(LAYERS[name][0]())
     start = normal(0, *orientation.rows(weight).shape, dtype=dtype)
     matrix, turned = nn.Parameter(start.clone()), twin(start, orientation, weight.shape)

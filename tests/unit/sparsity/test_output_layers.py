@@ -14,7 +14,7 @@ from tune_sparsity.sparsity import LayerRules, LpSGD, lpss, prunable_layers, wit
 
 
 class HeadFirst(nn.Module):
-    """A network that registers its head before the layers whose outputs the head reads."""
+    """A network that registers its head first, although the head is called last."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Twice(nn.Module):
 
 
 class Bytes(nn.Module):
-    """A network for integer inputs, which have no gradient."""
+    """A network that also takes integer inputs. Autograd computes no gradient for integers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Bytes(nn.Module):
 
 
 class Behind(Bytes):
-    """A network with a normalisation after its second layer and none after its first layer."""
+    """A network with two hidden layers. Only the second hidden layer is followed by a normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Behind(Bytes):
 
 
 class Kept(Block):
-    """A network whose normalisations stay in evaluation mode, in which BatchNorm multiplies by constants."""
+    """A network whose normalisations stay in evaluation mode. In this mode, BatchNorm multiplies by constants."""
 
     def train(self, mode: bool = True) -> Kept:
         super().train(mode)

@@ -28,7 +28,8 @@ blocks = st.tuples(st.integers(1, 4), st.integers(1, 4)).filter(lambda pair: pai
 
 
 def groups_of(mask: Tensor, m: int) -> list[Tensor]:
-    """Return the entries of each M consecutive inputs of a neuron at one place of the kernel."""
+    """Divide the inputs of each neuron into groups of M consecutive inputs. Return the entries of each group,
+    separately for each place of the kernel."""
     rows = mask.flatten(2) if mask.dim() > 2 else mask.unsqueeze(-1)
     starts = range(0, rows.shape[1], m)
     return [

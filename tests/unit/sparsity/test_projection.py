@@ -1,4 +1,5 @@
-"""The final sparsity: exact to the weight, and of the most salient weights; masks that then hold."""
+"""The final sparsity is exact to one weight, the weights of largest magnitude are kept, and the final masks do not
+change."""
 
 from __future__ import annotations
 

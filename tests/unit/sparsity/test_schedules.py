@@ -1,4 +1,4 @@
-"""Schedules at their ends, between them, and against closed values."""
+"""Schedules have known values at the beginning, at the end and between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The weights that a selection keeps: exact totals, a minimum for each neuron, and scores against their definitions."""
+"""The weights that a selection keeps: totals are exact, each neuron keeps a minimum, and scores equal their
+definitions."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ selections = st.builds(Selection, st.sampled_from(["global", "erk", "uniform"]),
 
 
 def layers(seed: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """Logarithms of magnitudes, all different, of rows whose scales are many orders apart."""
+    """Return logarithms of different magnitudes. The scales of the rows differ by many orders of magnitude."""
     found = []
     for index, shape in enumerate(shapes):
         scale = 10 * normal(seed + 100 + index, shape[0]).view(-1, *[1] * (len(shape) - 1))
@@ -176,7 +177,7 @@ def test_global_selection_has_no_minimum_per_neuron_at_very_high_sparsity(
 
 @given(st.integers(2, 120), st.integers(0, 2**31), st.integers(1, 9))
 def test_fitted_masks_keep_the_largest_allowed_number_of_weights(most: int, seed: int, share: int) -> None:
-    """`excess` returns only a part of the number of surplus weights, as a rough estimate does."""
+    """`fitted` needs no exact number of surplus weights: `excess` returns only a fraction of this number."""
     generator = Generator().manual_seed(seed)
     scores = [torch.rand(10, 8, generator=generator), torch.rand(5, 8, generator=generator)]
 

@@ -1,4 +1,4 @@
-"""SparseTraining: latent and momentum of dropped weights, schedules, and exact resuming."""
+"""SparseTraining: the dual values and the momentum of dropped weights, schedules, and exact resuming."""
 
 from __future__ import annotations
 

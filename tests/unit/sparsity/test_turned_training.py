@@ -1,5 +1,5 @@
-"""A training does not depend on the order of the dimensions of a weight: two networks that compute the same function,
-one with transposed layers, are trained alike."""
+"""A training does not depend on the order of a weight's dimensions. Of two networks that compute the same function, one
+has transposed layers, and both are trained alike."""
 
 from __future__ import annotations
 

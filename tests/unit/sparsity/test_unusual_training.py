@@ -1,4 +1,4 @@
-"""Trainings of parameters and gradients that are not ordinary tensors of real numbers on one device."""
+"""Trainings of unusual parameters: with sparse gradients, complex, in float8, frozen, or on several devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Names, weights and outputs of networks within wrappers are those of the plain network."""
+"""Within wrappers, a network has the names and weights of the plain network. Without torch's wrappers, it computes the
+same outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def compiled(network: nn.Module) -> nn.Module:
 
 
 class Doubled(nn.Module):
-    """A user's wrapper, which computes something."""
+    """A user's wrapper that changes the outputs."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class Doubled(nn.Module):
 
 
 class Residual(nn.Module):
-    """A part of a network that is no wrapper, though it holds one module under the same name."""
+    """A part of a network. It is no wrapper, although its only submodule has the name `module`, as in a wrapper."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Averages of the weights equal closed forms and torch's averages, and keep the zeros, sphere and state of a method."""
+"""Averages of the weights equal closed forms and torch's averages. Averaged weights keep the masks and lie on the
+sphere, and a resumed training has the same averages."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def test_the_average_of_constant_weights_equals_the_weights_bit_for_bit(kind: st
 
 
 def test_the_variance_of_the_mean_falls_as_one_over_the_number_of_samples() -> None:
-    """SGD on w^2/2 with noise of deviation s in its gradients: the mean of n samples of w has the variance s^2/n."""
+    """If SGD minimises w^2/2 and the noise of its gradients has the standard deviation s, the mean of w over n steps
+    has the variance s^2/n."""
     for n in (200, 800):
         torch.manual_seed(0)
         model = nn.Linear(200, 200, bias=False)

@@ -1,4 +1,5 @@
-"""Weights of few bits: exact products of scales and codes, gradients, every method's zeros and state."""
+"""Weights of few bits: they are exact products of scales and codes, the gradients of the scales are correct, and every
+method keeps its zeros and can be resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from tune_sparsity.tuner.worker.sizes import precision_of
 
 
 def exact(sparse: SparseTraining) -> bool:
-    """Return whether each prunable weight is its scale times its code, bit for bit. Masked weights have the code 0."""
+    """Return whether each prunable weight equals its scale times its code bit for bit. Check that the masked weights,
+    and no other weights, have the code 0."""
     codes = sparse.codes()
     assert list(codes) == [layer.name for layer in sparse.layers]
     for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
@@ -79,7 +81,8 @@ def test_resumed_equals_unbroken_bit_for_bit(name: str, stop: int) -> None:
 
 
 def turned() -> nn.Sequential:
-    """Return a network with neurons in the second dimension of some weights and in channels-last memory format."""
+    """Return a network in channels-last memory format. The second dimension of its transposed convolutions' weights
+    stands for the neurons."""
     torch.manual_seed(0)
     layers = [nn.Unflatten(1, (1, 4, 4)), nn.ConvTranspose2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3)]
     whole = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))

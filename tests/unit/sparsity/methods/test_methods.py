@@ -1,4 +1,4 @@
-"""Every method reaches its exact target, keeps its zeros, and resumes equal to an unbroken training."""
+"""Every method reaches its exact target and keeps its zeros, and a resumed training equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_every_method_ends_on_its_exact_sparsity_and_learns(name: str, sparsity:
 
 
 def depthwise() -> nn.Sequential:
-    """Return a network with 16 filters of 9 weights each between layers with longer rows."""
+    """Return a network with a depthwise convolution of 16 filters with 9 weights each. Later layers have longer
+    rows."""
     torch.manual_seed(0)
     layers = [nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
     layers += [nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.ReLU()]
@@ -212,7 +213,7 @@ def same(one: Any, other: Any) -> bool:
 @given(stop=st.integers(0, STEPS), used=st.integers(0, 2))
 @pytest.mark.parametrize("name", MASKED)
 def test_resumed_at_any_step_equals_unbroken_bit_for_bit(name: str, stop: int, used: int) -> None:
-    """The state is loaded into a new training, and into one that has already taken steps."""
+    """The state is loaded into a new training, or into a training that has already taken one or two steps."""
     files = unbroken(name)
     saved = torch.load(io.BytesIO(files[stop]), weights_only=True)
     model = network(seed=5)

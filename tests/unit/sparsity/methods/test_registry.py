@@ -1,4 +1,4 @@
-"""The methods refuse wrong settings in one line, and their networks end sparse and have learned."""
+"""The methods refuse wrong settings with an error of one line. The trained networks are sparse and have learned."""
 
 from __future__ import annotations
 

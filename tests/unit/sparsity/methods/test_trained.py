@@ -1,4 +1,5 @@
-"""A method that begins with a trained network: the first outputs, the first masks, and the kept precision."""
+"""Methods that begin with a trained network: the first masks, the unchanged weights at the start, and the precision of
+the optimizer's state."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 def transposed() -> nn.Sequential:
-    """Return a network with neurons in different dimensions of its weights."""
+    """Return a network with a transposed convolution, whose neurons are the second dimension of its weight."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Unflatten(1, (5, 4)), nn.ConvTranspose1d(5, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(30, 4)
@@ -53,7 +54,7 @@ def train(model: nn.Module, sparse: SparseTraining, steps: int) -> None:
 
 
 def kept_are_largest(weights: list[Tensor], masks: list[Tensor]) -> bool:
-    """Return whether no masked weight is larger than a kept weight."""
+    """Return whether no masked weight has a larger magnitude than a kept weight of any of these layers."""
     kept = torch.cat([weight.abs()[mask != 0] for weight, mask in zip(weights, masks, strict=True)])
     masked = torch.cat([weight.abs()[mask == 0] for weight, mask in zip(weights, masks, strict=True)])
     return bool(kept.min() >= masked.max())
@@ -200,7 +201,7 @@ def test_the_scale_of_rows_before_a_batch_normalisation_changes_nothing() -> Non
 
 
 def test_an_older_state_without_gains_resumes_with_rows_of_norm_1() -> None:
-    """Older versions saved such a state: rows before a normalisation had the norm 1 and no gain."""
+    """In states that older versions saved, the rows of layers before a normalisation have the norm 1 and no gains."""
     model = mlp(20, 30, 12, 4, norm=True)
     sparse = lpss(model, LpssSettings(0.0, 1.3), total_steps=STEPS)
     train(model, sparse, 3)

@@ -1,4 +1,4 @@
-"""Networks whose neurons are removed: people's usual ones, and generated ones."""
+"""Networks whose neurons the tests remove: common architectures, and randomly generated networks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def mlp() -> nn.Module:
 
 
 def lenet() -> nn.Module:
-    """The convolutions' channels are 16 inputs each of the linear layer."""
+    """Return a LeNet. Each channel of its last convolution has 16 values, which are 16 inputs of the first linear
+    layer."""
     features = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.Sigmoid(), nn.MaxPool2d(2)]
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(256, 30), nn.ReLU(), nn.Linear(30, 10))
 
 
 class Residual(nn.Module):
-    """A block that adds what it computes to its inputs, or to a projection of them."""
+    """A block that adds the outputs of its layers to its inputs, or to a projection of its inputs."""
 
     def __init__(self, inputs: int, outputs: int, width: int, groups: int = 1) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Residual(nn.Module):
 
 
 class Dense(nn.Module):
-    """A block whose outputs are its inputs and what it computes, side by side."""
+    """A block that concatenates its inputs and the outputs of its convolution along the channels."""
 
     def __init__(self, inputs: int, more: int) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ def densenet() -> nn.Module:
 
 
 def grouped() -> nn.Module:
-    """Has a depthwise convolution, one with many groups, and one with few."""
+    """Return a network with a depthwise convolution, a convolution with 16 groups, and a convolution with 2 groups."""
     layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=16), nn.PReLU(16)]
     layers += [nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 48, 3, groups=16), nn.ReLU(), nn.Conv2d(48, 24, 1)]
     layers += [nn.ReLU(), nn.Conv2d(24, 36, 1, groups=2), nn.ReLU()]
@@ -69,7 +70,7 @@ def transposed() -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Attention of several heads, made of linear layers."""
+    """Attention with several heads, which is made of two linear layers."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """A small vision transformer, with a token of its own."""
+    """A small vision transformer with a learned class token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ class Recurrent(nn.Module):
 
 
 class Computed(nn.Module):
-    """Calls a function on what a hidden layer computes."""
+    """A network that applies a function to the outputs of its hidden layer. The head reads the result."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], width: int = 8) -> None:
         super().__init__()
@@ -138,7 +139,8 @@ class Computed(nn.Module):
 
 
 def generated(seed: int) -> nn.Module:
-    """Return a network of random blocks for images of 3 x 8 x 8: residual, side by side, grouped and plain."""
+    """Return a network of random blocks for images of 3 x 8 x 8: residual, `Dense`, grouped, plain and transposed
+    blocks."""
     draw, width, blocks = random.Random(seed), 8, list[nn.Module]([nn.Conv2d(3, 8, 3, padding=1)])
     for _ in range(draw.randint(1, 4)):
         kind = draw.choice(["residual", "projection", "dense", "grouped", "depthwise", "plain", "transposed"])

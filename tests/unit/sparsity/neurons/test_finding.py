@@ -1,4 +1,4 @@
-"""The neurons that can be removed are found, and the layers that stay whole are named."""
+"""The neurons that can be removed are found. The layers that keep all their neurons are listed with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the order and the number of the removed groups, and the masks."""
+"""Checks which groups of neurons are removed first, how many groups are removed, and their masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ GROUPS, LOGS = found(MLP, torch.randn(3, INPUTS))
 
 
 def neurons_left(masks: Sequence[Tensor]) -> tuple[int, int]:
-    """Return how many neurons of the two hidden layers have a weight. Check that the masks fit together."""
+    """Return, for each of the two hidden layers, how many neurons have an active weight. Check that exactly these
+    neurons have active weights in the next layer."""
     first, second, third = masks
     assert torch.equal(first.any(1), second.any(0))
     assert torch.equal(second.any(1), third.any(0))
@@ -68,7 +69,8 @@ def test_no_more_neurons_are_removed_than_the_sparsity_needs(seed: int, sparsity
 
 
 def values_of(logs: Sequence[Tensor]) -> Tensor:
-    """Return the importance of the two hidden layers' neurons by its definition."""
+    """Return the importance of each neuron of the two hidden layers: the mean square of its row times the mean square
+    of its column in the next layer, each divided by the mean square of its layer."""
     squares = [(2 * log.double()).exp2() for log in logs]
     rows = [square.mean(1) / square.mean() for square in squares]
     columns = [square.mean(0) / square.mean() for square in squares]

@@ -1,4 +1,4 @@
-"""Trainings that begin with fewer neurons equal trainings of a smaller network."""
+"""A training that begins with fewer neurons equals a training of the smaller network."""
 
 from __future__ import annotations
 

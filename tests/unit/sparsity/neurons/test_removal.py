@@ -28,7 +28,7 @@ EQUAL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Fill all vectors and running statistics of a network with random values."""
+    """Fill all parameters and buffers with one dimension (such as biases and running statistics) with random values."""
     generator = torch.Generator().manual_seed(seed)
     vectors = [param for param in model.parameters() if param.dim() == 1]
     for vector in (*vectors, *(buffer for buffer in model.buffers() if buffer.dim() == 1)):
@@ -36,7 +36,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def masked(model: nn.Module, layers: list[Layer], example: Any, sparsity: float) -> tuple[NeuronGroups, list[Tensor]]:
-    """Mask neurons of a network for this sparsity, or for the highest possible one."""
+    """Mask neurons of a network for this sparsity, or for the highest possible sparsity if that is lower."""
     groups = neuron_groups(model, layers, example)
     logs = [layer.weight.detach().abs().log2() for layer in layers]
     wanted = min(sparsity, groups.highest_sparsity)
@@ -51,7 +51,7 @@ def masked(model: nn.Module, layers: list[Layer], example: Any, sparsity: float)
 
 
 def check(model: nn.Module, example: Any, sparsity: float, dtype: torch.dtype = torch.float32) -> NeuronGroups:
-    """Check that the smaller network has only the nonzero weights of the masked network and computes the same."""
+    """Check that the smaller network has exactly the active weights of the masked network, and the same outputs."""
     model, example = model.to(dtype).eval(), example.to(dtype) if example.is_floating_point() else example
     layers = prunable_layers(model, sphere=False)
     groups, masks = masked(model, layers, example, sparsity)
@@ -143,7 +143,8 @@ def test_smaller_generated_convolutional_networks_compute_the_same(seed: int, sp
 
 
 def traced(model: nn.Module, example: Tensor) -> tuple[Tensor, list[bool]]:
-    """Return the outputs. Also return, for each call of a part, whether its output has the shape of its input."""
+    """Return the outputs and, for each call of a module in `model.parts`, whether its output has the shape of its
+    input."""
     alike: list[bool] = []
     hooks = [
         part.register_forward_hook(lambda _, inputs, output: alike.append(inputs[0].shape == output.shape))
@@ -176,7 +177,7 @@ def test_a_network_with_a_cycle_of_channel_indices_keeps_all_its_neurons() -> No
 @example(plan=ENDLESS, seed=1683)
 @given(plan=plans(), seed=st.integers(0, 2**32 - 1))
 def test_smaller_generated_networks_of_all_kinds_compute_the_same(plan: Plan, seed: int) -> None:
-    """Some layers of these networks stay whole."""
+    """Some layers of these networks keep all their neurons."""
     torch.manual_seed(seed)
     model, example = plan.make().eval(), plan.prepare(plan.batch(4, seed))
     try:

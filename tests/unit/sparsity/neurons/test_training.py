@@ -50,7 +50,8 @@ def test_a_masked_row_keeps_v_and_gain_and_trains_again_when_unmasked(
 
 
 def trained(method: str, settings: dict[str, Any], sparsity: float) -> tuple[nn.Module, SparseTraining, set[int]]:
-    """Train a small network. Return it, its training, and the set of its numbers of neurons."""
+    """Train a small network. Return the network, its training, and the set of the numbers of active neurons after each
+    step."""
     x, y = blobs()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))

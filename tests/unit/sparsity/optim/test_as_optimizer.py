@@ -1,4 +1,4 @@
-"""A sparse training works as a torch optimizer with scalers, schedulers, closures, hooks and copies."""
+"""A sparse training works as a torch optimizer: with scalers, schedulers, closures and hooks, and when it is copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps are recorded on a GPU and replayed. The tests of the preparation need no GPU."""
+"""Steps are recorded on a GPU and replayed. Tests that record nothing need no GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def drawn(seed: int) -> list[Tensor]:
 
 
 def stepped(moving: bool, **options: Any) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Take three steps with changing rates and exponents, as numbers or as tensors. Return parameters and states."""
+    """Take three steps with changing learning rates and exponents p. They are numbers, or tensors if `moving` is true.
+    Return the parameters and their states."""
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params, weight_decay=1e-2 if options["gain"] or options["p"] is None else 0.0, **options)
     masks = [(x.abs() < 1).double() for x in drawn(1)]
@@ -180,7 +181,8 @@ def begun(
 def train(
     sparse: SparseTraining, batches: list[tuple[Tensor, Tensor]], *, whole: bool = False, waits: bool = False
 ) -> list[float]:
-    """Train and return the losses. With `whole`, record the passes too, if the network does not wait for the GPU."""
+    """Train and return the losses. With `whole`, also record the forward and backward passes. With `waits`, the network
+    waits for the GPU, so check that its passes are not recorded."""
     x, y = (tensor.clone() for tensor in batches[0])
     losses, recorded = [], RecordedPasses(sparse.model.parameters())
 

@@ -24,7 +24,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def unit(x: Tensor, order: float) -> Tensor:
-    """Return x/||x||_order for each row, in float64. Rows of zeros do not change."""
+    """Divide each row by its norm of the given order. Rows of zeros do not change."""
     largest = x.abs().amax(1, keepdim=True)
     x = x / largest.where(largest > 0, 1.0)
     norm = (x.abs() ** order).sum(1, keepdim=True) ** (1 / order)
@@ -32,7 +32,7 @@ def unit(x: Tensor, order: float) -> Tensor:
 
 
 class Reference:
-    """The published step in float64, of rows of any magnitude."""
+    """The published step in float64. The rows may have any magnitude."""
 
     def __init__(self, w: Tensor, p: float) -> None:
         self.p, self.q = p, p / (p - 1)
@@ -53,7 +53,8 @@ def tolerance(dtype: torch.dtype, p: float) -> float:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Return the relative rounding error of a parameter. Its state has at least float32."""
+    """Return the relative error of rounding a parameter to bfloat16. For other dtypes it is 0, because `tolerance`
+    contains the error."""
     return 2.0**-8 if dtype == torch.bfloat16 else 0.0
 
 
@@ -82,8 +83,8 @@ def test_steps_equal_float64_steps_for_all_supported_dtypes_and_exponents(
     zero: float,
     seed: int,
 ) -> None:
-    """Exponents, dtypes, two to five dimensions, rows of gradients from 1e-12 to 1e12 side by side, with zeros, and
-    a row that never has a gradient."""
+    """The weights have two to five dimensions. The gradients of their rows range from 1e-12 to 1e12 and contain zeros,
+    and one row never has a gradient."""
     rows = shape[0]
     start = normal(seed, *shape).to(dtype)
     param, other = nn.Parameter(start.clone()), nn.Parameter(normal(seed + 1, 2, 7).to(dtype))
@@ -131,7 +132,8 @@ def test_steps_equal_float64_steps_for_fan_ins_from_2_to_100000(fan_in: int, p: 
 def test_linear_loss_ends_at_hoelders_minimiser_and_stays_there(
     p: float, dtype: torch.dtype, magnitude: int, momentum: float, foreach: bool, seed: int
 ) -> None:
-    """The conditions of optimality, v = -g/||g||_q, whose w attains <g, w> = -||g||_q = min over the sphere."""
+    """For the gradient g, the loss <g, w> has its minimum over the sphere, -||g||_q, where the dual image v of w is
+    -g/||g||_q."""
     q = p / (p - 1)
     g = (10.0**magnitude * normal(seed, 3, 20)).to(dtype)
     param, other = nn.Parameter(normal(seed + 1, 3, 20).to(dtype)), nn.Parameter(normal(seed + 2, 2, 20).to(dtype))
@@ -159,7 +161,7 @@ def test_linear_loss_ends_at_hoelders_minimiser_and_stays_there(
 
 
 def network(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    """Weights of three fan-ins, two of them twice, one not contiguous."""
+    """Return five weights. Their fan-ins are 12, 12, 20, 12 and 20, and the second weight is not contiguous."""
     shapes = [(5, 12), (4, 3, 2, 2), (6, 20), (3, 12), (2, 20)]
     params = [nn.Parameter(normal(k, *shape).to(dtype)) for k, shape in enumerate(shapes)]
     params[1] = nn.Parameter(params[1].detach().to(memory_format=torch.channels_last))
@@ -212,7 +214,7 @@ def test_a_step_moves_exactly_the_parameters_that_have_a_gradient() -> None:
 
 @pytest.mark.parametrize("foreach", [True, False])
 def test_copying_and_loading_keep_the_state_of_each_parameter(foreach: bool) -> None:
-    """The states are views of one memory; copies and loading must not mix them up."""
+    """The states of several parameters are views of one tensor. Copying and loading must not mix them up."""
     params = network()
     optimizer = LpSGD(params, 0.1, p=1.3, gain=True, foreach=foreach)
     steps(optimizer, params, 0, 3)
@@ -240,7 +242,7 @@ def test_copying_and_loading_keep_the_state_of_each_parameter(foreach: bool) -> 
 
 
 class Count(TorchDispatchMode):
-    """Counts the operations that would start a kernel."""
+    """Counts the operations that would start a kernel on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compiled float32 steps, over all weights or only the active ones, are near dense float64 steps."""
+"""Compiled float32 steps are near dense float64 steps, whether they update all weights or only the active weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
 
 
 def masks(seed: int, density: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Return masks with a row without active weights, and a row with only active weights."""
+    """Return random masks. A row of the first mask is fully masked, and a row of the second mask is fully active."""
     drawn = [(noise.abs() < density).to(dtype) for noise in tensors(seed, *SHAPES)]
     drawn[0][2], drawn[1][1] = 0, 1
     return drawn
@@ -169,7 +169,8 @@ def test_without_a_compiler_the_step_is_the_same(monkeypatch: pytest.MonkeyPatch
 
 @given(seeds, st.floats(1.05, 2.0), st.sampled_from([1e-30, 1e-3, 1.0, 1e30]))
 def test_float32_steps_are_near_float64_steps_over_sixty_powers_of_ten(seed: int, p: float, scale: float) -> None:
-    """The gradients range over sixty powers of ten, and the rows of v over twenty."""
+    """The gradients of different cases range from about 1e-30 to 1e30. The entries of one v range over many powers of
+    ten."""
     drawn = tensors(seed, (8, 50), (8, 50), (8, 50), dtype=torch.float64)
     v, grad = drawn[0] * 10.0 ** (-5 * drawn[2].abs()), scale * drawn[1] * 10.0 ** (-3 * drawn[2].abs())
     ends = []
@@ -219,7 +220,8 @@ def test_layouts_and_types_without_compiled_code_use_steps_of_torch() -> None:
 @pytest.mark.parametrize("shape", [(1, 2), (17, 16), (40, 300), (33, 129), (3, 5000)])
 @pytest.mark.parametrize("density", [2.0, 0.5, 0.1])
 def test_compiled_steps_of_rows_of_many_shapes_are_near_float64_steps(shape: tuple[int, int], density: float) -> None:
-    """The shapes give incomplete blocks, rows shorter than a register, and a row longer than the first cache."""
+    """The code updates rows in blocks. The shapes give an incomplete last block, rows shorter than a register of the
+    processor, and rows that are long enough to form a block alone."""
     start, noise, *grads = tensors(0, *[shape] * 5, dtype=torch.float64)
     ends = []
     for dtype in (torch.float32, torch.float64):
@@ -250,7 +252,8 @@ def test_an_infinite_gradient_in_the_last_row_leaves_all_rows_unchanged() -> Non
 
 @pytest.mark.parametrize("p", [None, 1.5])
 def test_a_decayed_momentum_is_exactly_zero_and_denormals_work_after_a_step(p: float | None) -> None:
-    """The momentum of a weight whose input is always zero decays. Denormal numbers would make each step much slower."""
+    """The momentum of a weight whose input is always zero decays. It must become exactly zero, because steps with
+    denormal numbers are much slower."""
     param = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = LpSGD([param], lr=0.01, p=p)
     param.grad = torch.ones(2, 3)

@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 class Direct:
-    """The published step in float64, exactly as its formula, without measures for range or speed."""
+    """The published step in float64, written exactly as its formula, without protection from overflow."""
 
     def __init__(self, w: Tensor, p: float) -> None:
         self.p, self.q = p, p / (p - 1)

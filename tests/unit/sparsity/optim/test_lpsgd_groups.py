@@ -1,4 +1,4 @@
-"""LpSGD's ordinary groups, its gains, and wrong use."""
+"""LpSGD's parameter groups without an exponent p, the gains of rows, and wrong use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LpSGD's state: saved, loaded, copied, and of parameters in half precision."""
+"""LpSGD's state is saved, loaded and copied. Parameters in half precision have a state in float32."""
 
 from __future__ import annotations
 

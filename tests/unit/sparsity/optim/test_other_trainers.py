@@ -1,4 +1,4 @@
-"""A sparse training as the optimizer of Lightning's and transformers' own trainers."""
+"""A sparse training is the optimizer in the trainers of Lightning and transformers."""
 
 from __future__ import annotations
 

@@ -41,8 +41,9 @@ def test_paper_feedback_lies_in_0_to_2_and_never_raises_the_threshold(
 def plant(
     controller: ProportionalIntegral, share: float, steps: int = 60, start: float = 0.2, leak: float = 0.0
 ) -> list[float]:
-    """The sparsities of a network in which the threshold rho drops `share` x rho of the active weights; `leak` of all
-    weights come back by themselves at every update, a disturbance. rho falls from .2 to 0 as published."""
+    """Simulate a network and return its sparsities. At each update, the fraction `share` x rho of the active weights is
+    dropped. The controller may raise rho, and makes some weights active again. As a disturbance, the fraction `leak` of
+    all weights becomes active again. Without the controller, rho falls from .2 to 0."""
     rho, sparsity, series = Schedule("cosine", 0.2, 0.0, 0.0, 0.7), start, []
     for k in range(steps):
         progress = k / steps

@@ -1,4 +1,5 @@
-"""Dropping and growing against brute force, and the two topologies on networks in training."""
+"""Dropping and growing agree with plain loops. Global magnitude pruning and threshold adaptation work in trainings of
+networks."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def some_mask(seed: int, density: float, *shape: int) -> Tensor:
 
 @given(seeds, st.floats(0, 1), st.floats(0, 1), st.floats(0.3, 20), st.floats(-60, 60))
 def test_drop_below_agrees_with_brute_force(seed: int, density: float, rho: float, spread: float, shift: float) -> None:
-    """Magnitudes exp2(shift + spread x normal): from nearly equal to many orders apart, at any scale."""
+    """The magnitudes of one case are nearly equal, or differ by many orders of magnitude."""
     logs = shift + spread * normal(seed, 4, 9)
     mask = some_mask(seed + 1, density, 4, 9)
     kept = drop_below(logs, mask, rho)

@@ -1,4 +1,5 @@
-"""Joining a cluster and checking its nodes, without a cluster: options of Ray, messages, versions and storage."""
+"""Joining a cluster and checking its nodes, tested without a cluster: Ray's options, messages, the nodes' versions, and
+the storage that nodes share."""
 
 from __future__ import annotations
 

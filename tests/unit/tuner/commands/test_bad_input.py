@@ -24,7 +24,7 @@ Refuse = Callable[..., str]
 @pytest.fixture
 def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
     """Return a function that runs the command in a folder with the given files. The function checks that the command
-    refuses its arguments in one line that contains `names`, and returns this line."""
+    refuses its arguments in one line that contains the text `names`, and returns this line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
 
@@ -103,7 +103,8 @@ WHOLE_FAULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def faulty_spaces() -> list[Any]:
-    """Return every mistake in every parameter of the space lpss, and in one parameter of each type of the space gmp."""
+    """Return test cases (space, parameter, mistake). Every parameter of the space lpss, and one parameter of each type
+    of the space gmp, gets every mistake of its type."""
     cases = []
     for space in ("lpss", "gmp"):
         kinds = set()
@@ -187,7 +188,7 @@ WRONG_VALUES = [(option, value) for option, values in WRONG.items() for value in
 
 
 def names_of(option: str, value: str) -> str:
-    """Return the text that the message must contain: the file if the value is a search space file that does not exist,
+    """Return the text that the message must contain: the file if --space names a .yaml file that does not exist,
     otherwise the option."""
     return value if option == "space" and value.endswith(".yaml") and value not in (".yaml",) else f"--{option}"
 

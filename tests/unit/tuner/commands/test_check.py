@@ -1,4 +1,4 @@
-"""`tune-sparsity check`, and the quick checks that every study begins with."""
+"""The command `tune-sparsity check`, and the quick checks that run at the start of every study."""
 
 from __future__ import annotations
 
@@ -173,7 +173,8 @@ def prepare(x):
 
 
 def reading(folder: Path, files: tuple[str, ...] = ()) -> None:
-    """Make the experiment read files beside it where it is imported, in `load`, in `model` and in `prepare`."""
+    """Write an experiment that reads files in its own folder: when it is imported, and in `load`, `model` and
+    `prepare`."""
     (folder / "top.txt").write_text("")
     (folder / "sizes.json").write_text("12")
     (folder / "data.csv").write_text("")

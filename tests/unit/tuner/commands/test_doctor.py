@@ -58,7 +58,8 @@ def test_doctor_says_whether_the_optimizers_step_is_compiled(monkeypatch: pytest
 
 @pytest.fixture
 def server() -> Iterator[list]:
-    """[its URI, the status and the text that it answers /version with]."""
+    """Start a server. Return its URI, and the status and the text of its answer to /version, as a list that a test may
+    change."""
     what: list = ["", 200, version("mlflow")]
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """A thousand generated bad command lines and files: no traceback, one line, exit code 2, nothing written.
 
-Each case is a valid command line or file with one mistake. The mistake alone makes the case invalid.
+Each case is a valid command line or file with one mistake. Without the mistake, the case would be valid.
 """
 
 from __future__ import annotations

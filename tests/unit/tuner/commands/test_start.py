@@ -1,5 +1,5 @@
-"""The modules that the command imports before it needs them. Their number is tested, because seconds depend on the
-machine."""
+"""The command does not import large packages before it needs them. The test checks the imported modules and not the
+seconds that a start takes, because these depend on the machine."""
 
 from __future__ import annotations
 

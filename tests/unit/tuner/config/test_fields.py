@@ -1,4 +1,5 @@
-"""The options of the goal: what they accept, that only one is given, and how study.yaml carries them."""
+"""The options that set a study's goal: the accepted values, the rule that exactly one goal is given, and the goal in
+study.yaml."""
 
 from __future__ import annotations
 

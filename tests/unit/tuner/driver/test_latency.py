@@ -1,4 +1,5 @@
-"""A latency limit: the curve that converts it into multiply-adds, and the choice among measured networks."""
+"""A latency limit: the curve that converts it into multiply-adds, and the choice of the best network whose measured
+latency meets it."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ TRIALS = [
 
 
 def chosen(milliseconds: dict[int, float | None]) -> tuple[TrialRecord | None, list[str]]:
-    """The best trial under the goal that `choose` gives, and the trials that it measured, in order."""
+    """Call `choose`. Return the best trial under the goal that `choose` returns, and the names of the trials whose
+    latency `choose` asked for, in the order of its calls."""
     asked: list[str] = []
 
     def latency(record: TrialRecord) -> Timing | None:

@@ -1,4 +1,4 @@
-"""Tests the report's advice: it follows from the study's records, and there is none if they do not support it."""
+"""Tests the report's advice: it follows from the study's records. If the records support no advice, there is none."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tune_sparsity.tuner.study.objective import ACCURACY
 
 
 def study(*, data: str = "a", weights: int | None = 1000, epochs: int = 3) -> Any:
-    """Holds the parts of an ended study that the notes are about."""
+    """Return an object with only those parts of an ended study that `notes_on` reads."""
     best = None if weights is None else {"weights": weights}
     config, goal = SimpleNamespace(epochs=epochs), SimpleNamespace(objective=ACCURACY)
     return SimpleNamespace(about={"data_sha256": data}, result={"best": best}, config=config, goal=goal)

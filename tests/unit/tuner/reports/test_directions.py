@@ -1,4 +1,5 @@
-"""Tests texts and plots of an error that is minimised: its name, its unit, and the smallest value as the best."""
+"""Tests texts and plots of a metric that is minimised, such as an error: its name, its unit, and that the smallest
+value is the best."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Clock:
 
 
 class Untouchable:
-    """Stands for records that the display must not read."""
+    """Replaces the records of trials where the display must not read them."""
 
     def __iter__(self) -> Iterator[TrialRecord]:
         raise AssertionError("looked at")

@@ -1,4 +1,4 @@
-"""Tests cascades of two networks: thresholds, class pairs, the choice of cascades, and the data that it uses."""
+"""Tests cascades of two networks: thresholds, class pairs, how cascades are chosen, and which data this choice uses."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_thresholds_divide_sorted_margins_evenly_and_include_both_extremes() -> 
 
 
 def test_a_cascades_cost_and_accuracy_match_a_count_by_hand() -> None:
-    """The small network classifies two of four examples correctly. If it passes on one example, the large network
-    classifies this example correctly."""
+    """The small network classifies examples 0 and 2 correctly, and the large network all except example 0. The small
+    network passes examples on to the large network in the order of their margins: 1, 3, 2, 0."""
     known = {0: answers([1, 0, 1, 0], [0.9, 0.1, 0.8, 0.5]), 1: answers([0, 1, 1, 1], [0.5] * 4)}
     found = {group.passed: group for group in candidates(0, known, {0: 10, 1: 100})}
     assert {passed: (group.value, group.macs) for passed, group in found.items()} == {
@@ -114,7 +114,7 @@ def test_mcnemars_test_gives_known_p_values() -> None:
 
 
 def network(width: int) -> nn.Module:
-    """Return a network in which only `width` hidden neurons have connections."""
+    """Return a network in which only the first `width` hidden neurons have connections."""
     model = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES))
     with torch.no_grad():
         model[0].weight[width:] = 0
@@ -225,7 +225,8 @@ def test_reported_accuracies_match_the_answers_of_the_networks_in_a_cascade(stud
 
 
 def test_examples_sent_to_the_large_network_are_counted_by_their_class_pair() -> None:
-    """Examples 0, 1 and 3 are passed on: two between classes 1 and 2, in either order, and one between 0 and 2."""
+    """Examples 0, 1 and 3 are passed on. For two of them, the two most probable classes are 1 and 2, in either order.
+    For the third, these are 0 and 2."""
     sure = torch.tensor([0.2, 0.1, 0.9, 0.1, 0.8])
     leading = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 0], [0, 2]])
     small = Answers(torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64), sure, leading)

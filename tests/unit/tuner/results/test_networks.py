@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def weights(trained: Trained, tmp_path: Path) -> Path:
-    """A copy of the trial's file that a test may change."""
+    """Return a copy of the file with the trial's weights. A test may change this copy."""
     path = weights_file(tmp_path / "weights", 3)
     path.parent.mkdir()
     path.write_bytes(trained.raw)

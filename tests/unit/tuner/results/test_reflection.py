@@ -1,4 +1,5 @@
-"""Tests networks that are trained again on hard examples. Predictions are out of fold; only a better one is kept."""
+"""Tests networks that are trained again on hard examples. A network that was not trained on an example predicts how
+hard it is. A new cascade is kept only if it is better."""
 
 from __future__ import annotations
 
@@ -80,7 +81,7 @@ def document_of(recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path
 
 
 def with_value(document: dict[str, Any], value: float) -> dict[str, Any]:
-    """The same document, whose groups have another value on the validation data."""
+    """Return a copy of the document in which all groups of networks have this accuracy on the validation data."""
     return {**document, "groups": [{**group, "val_accuracy": value} for group in document["groups"]]}
 
 
@@ -209,8 +210,8 @@ def test_without_a_recommended_cascade_no_network_is_trained(recipe: StudyRecipe
 
 
 def test_a_retrained_cascade_stays_within_the_original_bytes_and_macs() -> None:
-    """The small network classifies two of four examples correctly and has small margins for the others. The large
-    network classifies these two correctly."""
+    """The small network classifies two of four examples correctly and has its smallest margins for the other two. The
+    large network classifies the other two correctly."""
     leading = torch.tensor([[0, 1]]).repeat(4, 1)
     small = Answers(torch.tensor([1.0, 0, 1, 0]).double(), torch.tensor([0.9, 0.1, 0.8, 0.5]), leading)
     large = Answers(torch.tensor([0.0, 1, 1, 1]).double(), torch.full((4,), 0.5), leading)

@@ -25,8 +25,8 @@ def linear() -> nn.Linear:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Resampling:
-    """Return an ensemble around a linear network whose third input has no weight. It classifies all examples
-    correctly."""
+    """Return an ensemble around a linear network. The weights of its third input are masked, and the network classifies
+    all examples correctly."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 3))
     mask = torch.ones(3, 6, dtype=torch.bool)
@@ -64,7 +64,8 @@ def test_ensemble_members_are_symmetric_pairs_and_are_reproducible(drawn: Resamp
 
 
 def test_output_mean_and_variance_of_a_linear_network_match_the_closed_form(drawn: Resampling) -> None:
-    """E f = f(mean), and Var f = x' diag(c^2 spread^2) x, within three standard errors."""
+    """The mean of the outputs is the output of the averaged network. Their variance is the sum of (scale spread x)^2
+    over the inputs x, plus (scale spread)^2 of the bias, within three standard errors."""
     x, scale = drawn.data.val.x[:5], 2.0
     average = drawn.model(x).detach()
     outputs = []

@@ -31,7 +31,8 @@ def dominates(one: Value, other: Value) -> bool:
 
 
 def run(halving: Halving, curves: Sequence[Curve], sparsities: Sequence[float], slots: int = 1) -> list[int]:
-    """Train the trials epoch by epoch, `slots` of them at once in turn. Return the epochs of each trial."""
+    """Simulate trials, of which `slots` run at the same time and take turns epoch by epoch. Return each trial's number
+    of epochs."""
     waiting = iter(range(len(curves)))
     running = list(itertools.islice(waiting, slots))
     trained = [0] * len(curves)
@@ -47,7 +48,7 @@ def run(halving: Halving, curves: Sequence[Curve], sparsities: Sequence[float], 
 
 
 def saturating(final: float, speed: float = 3.0) -> Curve:
-    """Return a learning curve that reaches `final`. Curves of equal speed do not cross."""
+    """Return a learning curve that ends at `final`. Curves with equal `speed` do not cross."""
     return lambda epoch: final * (1 - math.exp(-speed * epoch / EPOCHS)) / (1 - math.exp(-speed))
 
 
@@ -144,7 +145,8 @@ def test_the_share_of_continued_trials_converges_to_1_over_reduction(reduction: 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_more_than_half_of_the_epochs_are_saved_at_little_loss(slots: int) -> None:
-    """Studies have 32 trials. Their curves cross and are measured on 360 examples, as curves of digits are."""
+    """Studies have 32 trials. Their learning curves cross, and have the noise of an accuracy that is measured on 360
+    examples."""
     saved, lost = [], []
     for seed in range(10):
         rng = random.Random(seed)
@@ -260,7 +262,7 @@ def like(**options: object) -> LikeStopping:
 
 
 def falling(sparsity: float) -> float:
-    """The accuracy that a trial of this sparsity usually has at a rung: from .98 down to .3."""
+    """Return the usual accuracy of a trial with this sparsity at a rung. It falls from .98 at LOW to .3 at HIGH."""
     return 0.98 - 0.68 * (log_sparsity(sparsity) - log_sparsity(LOW)) / (log_sparsity(HIGH) - log_sparsity(LOW))
 
 
@@ -290,7 +292,7 @@ def train(halving: LikeStopping, trials: Sequence[tuple[float, float]], slots: i
 
 
 def test_a_sparse_trial_is_not_stopped_for_being_sparse() -> None:
-    """Each trial has the accuracy that is usual at its sparsity. Every fourth trial has less."""
+    """Three of four trials have the usual accuracy at their sparsity. Every fourth trial has .1 less."""
     order = evenly(64)
     random.Random(0).shuffle(order)
     bad = [number % 4 == 3 for number in range(64)]

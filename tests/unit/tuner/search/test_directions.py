@@ -1,4 +1,4 @@
-"""A metric that is minimised and its negative that is maximised give the same search, to the last digit."""
+"""Minimising a metric and maximising its negative give exactly the same search."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_both_directions_give_the_same_search(goal: Goal, sampler: str, tmp_path
 
 
 def test_a_front_search_does_not_depend_on_the_unit_of_the_metric(tmp_path: Path) -> None:
-    """The noise level of the search is proportional to the metric. Otherwise a search in a larger unit would propose
-    other trials."""
+    """The noise level that the search assumes is proportional to the metric. If it were a constant, a metric with 1024
+    times larger values would give other trials."""
     goal = judged(along_front(0.5, 0.98), DOWN)
     for factor in (1.0, 1024.0):  # multiplying by a power of two is exact
         (tmp_path / str(factor)).mkdir()

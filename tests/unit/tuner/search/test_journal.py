@@ -16,7 +16,7 @@ from tune_sparsity.tuner.search.journal import Journal, RecordStorage
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list of the file's sizes, one for each fsync."""
+    """Return a list to which each call of fsync adds the size of its file."""
     sizes: list[int] = []
     wait = os.fsync
 

@@ -26,7 +26,7 @@ def planned(planner: Planner, number: int, first_points: bool = True) -> Plan:
 
 
 def run(planner: Planner, method: str, trials: int, accuracy: float = 0.9) -> list[Plan]:
-    """The plans of a study whose trials all have this accuracy."""
+    """Simulate a study of one method whose trials all have the same accuracy. Return the plans."""
     plans = []
     for number in range(trials):
         plans.append(planned(planner, number))
@@ -104,7 +104,9 @@ def test_a_plan_without_a_method_has_one_sparsity_for_each_method() -> None:
 
 
 def outcomes(merits: dict[str, list[tuple[float, float]]]) -> list[Outcome]:
-    """Return an outcome for each (share of the range, merit): it is `merit` above a curve that falls from .9 to .6."""
+    """Return an outcome for each pair (share, merit). `share` is the place of its sparsity between .5 and .99 on a
+    logarithmic scale. The usual accuracy falls from .9 to .6 between them, and the outcome's accuracy is higher by
+    `merit`."""
     low, high = log_sparsity(0.5), log_sparsity(0.99)
     return [
         Outcome(name, from_log(low + share * (high - low)), 0.9 - 0.3 * share + merit)

@@ -102,7 +102,8 @@ def front_searcher(*methods: str, sampler: str = "tpe", **options: Any) -> Optun
 
 
 def proposed(searcher: OptunaSearcher) -> Asked:
-    """Ask for trials until the sampler proposes the parameters of one. The others repeat a configuration."""
+    """Ask for trials until the sampler proposes the parameters of a trial, and return this trial. The trials before it
+    repeat an earlier configuration."""
     while True:
         asked = searcher.ask()
         if "configuration" not in searcher.study.trials[asked.number].user_attrs:
@@ -111,7 +112,8 @@ def proposed(searcher: OptunaSearcher) -> Asked:
 
 
 def test_for_a_front_the_sampler_gets_the_accuracy_minus_its_sparsity_trend() -> None:
-    """Accuracies fall by .1 from the lower to the upper end of the front. One trial exceeds this trend by .05."""
+    """Accuracies fall linearly with -log(1 - sparsity), to .85 at the upper end of the front. One trial exceeds this
+    trend by .05."""
     searcher = front_searcher()
     gain = {7: 0.05}
     for _ in range(12):
@@ -143,8 +145,8 @@ def test_a_sampler_learns_only_from_trials_of_similar_sparsity() -> None:
 
 @pytest.mark.parametrize("sampler", [name for name, kind in SAMPLERS.items() if kind.front])
 def test_a_front_search_goes_on_after_its_sampler_has_begun_to_learn(sampler: str) -> None:
-    """Most samplers learn from eight completed trials on. Two of three later trials repeat a configuration, so the
-    sampler proposes none of their parameters."""
+    """Most samplers begin to learn after eight completed trials. Later, two of every three trials repeat a
+    configuration, so the sampler proposes no parameters for them."""
     searcher, space = front_searcher(sampler=sampler), space_for("lpss", FRONT)
     for asked in search(searcher, 22):
         assert set(asked.params) >= {name for name in space.distributions if space.applies(name, asked.params)}
@@ -321,7 +323,8 @@ def test_every_front_sampler_except_gp_supports_two_pruning_methods(sampler: str
 
 @pytest.mark.parametrize("front", [False, True])
 def test_the_number_of_trials_that_a_sampler_sees_is_limited(front: bool) -> None:
-    """Therefore a proposal does not take longer late in a study. `benchmarks.search --cost` measures the times."""
+    """With this limit, a proposal takes no longer at the end of a long study. `benchmarks.search --cost` measures the
+    times."""
     searcher = front_searcher(sampler="tpe") if front else OptunaSearcher([load_space("lpss", TARGET)], TARGET)
     searcher.study.sampler = searcher._sampling
     rng = np.random.default_rng(0)

@@ -47,7 +47,8 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 
 def accuracy(params: dict[str, Any]) -> float:
-    """Return a smooth function with its maximum, 1, at p 1.3, lr 0.05, interval 30 and the linear threshold."""
+    """Return a simulated accuracy. It has its maximum, 1, at p = 1.3, lr = 0.05, threshold_interval = 30 and the linear
+    threshold."""
     away = [
         (params["p"] - 1.3) / 0.4,
         math.log10(params["lr"] / 0.05),

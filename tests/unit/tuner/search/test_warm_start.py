@@ -38,7 +38,7 @@ SPACE = Space(
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Callable[..., list[TrialRecord]]:
-    """Makes a study in tmp_path of eight trials: completed, stopped and failed ones."""
+    """Return a function that makes a study of eight trials in tmp_path: completed, stopped and failed trials."""
 
     def make(name: str = "before", space: Space = SPACE, **config: Any) -> list[TrialRecord]:
         folder = tmp_path / name

@@ -1,4 +1,5 @@
-"""Tests goals: which trials are feasible, best or a gain, according to the definition of each kind of goal."""
+"""Tests goals: which trials are feasible, which trial is the best, and which trials improve the result, by the
+definition of each kind of goal."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ ended = st.sampled_from([TrialState.PRUNED, TrialState.FAILED, *[TrialState.COMP
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[TrialRecord]:
-    """Draw trials in the order in which they end. Trials may run at once, so their numbers are in any order."""
+    """Draw trials in the order in which they end. Trials may run at the same time, so their numbers may be in any
+    order."""
     drawn = draw(st.lists(st.tuples(ended, measures, measures), max_size=14))
     numbers = draw(st.permutations(range(len(drawn))))
     return [

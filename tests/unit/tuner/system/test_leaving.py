@@ -1,4 +1,4 @@
-"""Tests how a process ends."""
+"""Tests what a process does when it ends: it flushes its output and removes its temporary folder."""
 
 from __future__ import annotations
 

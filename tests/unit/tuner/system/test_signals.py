@@ -1,4 +1,5 @@
-"""Tests signals: the first one stops a study, the second one interrupts it, and some operations end before that."""
+"""Tests signals: the first signal asks a study to stop, and the second signal interrupts it. The interrupt waits until
+some operations are finished."""
 
 from __future__ import annotations
 

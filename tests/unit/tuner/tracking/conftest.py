@@ -1,4 +1,4 @@
-"""Stores and trackers for the tests of the record."""
+"""MLflow stores and trackers for the tests of the tracking."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tune_sparsity.tuner.tracking.tracker import Tracker
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without experiments: creating one takes MLflow seconds."""
+    """Make a store without experiments once for all tests, because MLflow needs some seconds to create a store."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     prepare_sqlite(file)
     return file

@@ -1,4 +1,5 @@
-"""Tests the outbox: the notes on disk that are later written to MLflow."""
+"""Tests the outbox: a file into which a study writes notes, such as metrics and parameters. Later the notes are written
+to MLflow."""
 
 from __future__ import annotations
 

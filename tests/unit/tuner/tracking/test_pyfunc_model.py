@@ -43,7 +43,7 @@ def network_of(experiment: Experiment, folder: Path) -> torch.nn.Module:
 
 @pytest.fixture
 def own(experiment_file: Path) -> tuple[Experiment, Data, str]:
-    """A user's own experiment, its data and its name."""
+    """Return a user's own experiment, its data, and the name with which it was found."""
     name = f"{experiment_file}:steady"
     experiment = find(name)
     return experiment, experiment.load(None), name

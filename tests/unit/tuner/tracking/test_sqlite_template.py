@@ -35,7 +35,8 @@ def migrations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def content(file: Path) -> tuple[list[Any], dict[str, list[Any]]]:
-    """Return the tables of a database, and their rows without times."""
+    """Return the schema of a database and the rows of its tables. The rows of `experiments` do not contain the
+    times."""
     with closing(sqlite3.connect(file)) as database:
         schema = database.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
         tables = [name for kind, name, _ in schema if kind == "table"]

@@ -1,4 +1,4 @@
-"""Tests of the MLflow record, against real SQLite stores."""
+"""Tests the tracker, which records studies in MLflow, with real SQLite stores."""
 
 from __future__ import annotations
 
@@ -181,7 +181,8 @@ def test_runs_of_unfinished_trials_end_as_killed(tracker: MakeTracker, store: Pa
 
 @contextmanager
 def stopped(writer: subprocess.Popen[str]) -> Iterator[None]:
-    """Stop the writer in this block. A call that waits for the writer takes five minutes, and the test fails."""
+    """Stop the writer process while the `with` block runs. After five minutes it continues, so that a call that waits
+    for the writer returns. The test then fails."""
     writer.send_signal(signal.SIGSTOP)
     late = threading.Timer(300, writer.send_signal, [signal.SIGCONT])
     late.start()

@@ -1,4 +1,5 @@
-"""Tests the MLflow tracking with environment variables, and with missing, damaged or refusing stores."""
+"""Tests the MLflow tracking with MLflow's environment variables, with stores that are missing, damaged or not writable,
+and with runs that a store refuses."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ NONZERO = (5 * 7 + 7 * 3) // 2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write a user's folder: an experiment, modules beside it and a file that it reads."""
+    """Write a user's folder: an experiment, modules that it imports, and a file that it reads. Return the folder."""
     return write_files(FILES, tmp_path / "own")
 
 
@@ -90,8 +90,9 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
 
 @pytest.fixture
 def elsewhere(zygote: subprocess.Popen[str], tmp_path: Path) -> Elsewhere:
-    """Unpickle a parcel in another process, in an empty folder, with no import path but that of the project, and train
-    with it. Return the number of nonzero weights and the file from which the worker imported the network's function."""
+    """Return a function that unpickles a `Parcel` in another process and trains its experiment. This process runs in an
+    empty folder and can import only the project. The function returns the number of nonzero weights and the file from
+    which the other process imported the network's function."""
     (tmp_path / "empty").mkdir()
 
     def run(parcel: Path) -> tuple[int, Path]:
@@ -108,7 +109,7 @@ def elsewhere(zygote: subprocess.Popen[str], tmp_path: Path) -> Elsewhere:
 
 
 def packed(folder: Path, experiment: Experiment | None = None) -> Path:
-    """Return a file that contains the parcel of the folder's experiment."""
+    """Pickle a `Parcel` with an experiment into a file, by default with the folder's experiment. Return the file."""
     name = f"{folder}/mine.py:mine"
     path = folder.parent / "parcel"
     path.write_bytes(pickle.dumps(Parcel(experiment or find(name), name)))
@@ -162,7 +163,8 @@ def test_a_worker_runs_the_sent_code_although_the_folder_changed_later(
 def test_an_experiment_that_workers_cannot_import_is_pickled_by_value(
     folder: Path, tmp_path: Path, elsewhere: Elsewhere
 ) -> None:
-    """The module reads data at its top level, from a file that is too large to send."""
+    """At its top level, the module reads a file outside the user's folder. This file is not sent, so that workers
+    cannot import the module."""
     (folder / "sizes.json").rename(tmp_path / "sizes.json")
     (folder / "mine.py").write_text(
         FILES["mine.py"].replace(', files=("sizes.json",)', "")

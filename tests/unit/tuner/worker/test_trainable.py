@@ -85,7 +85,7 @@ def numbers(report: Report) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[int, Any], bytes]]:
-    """Return the reports of uninterrupted trials and their networks."""
+    """Return, for each method, the reports and the network of an uninterrupted trial."""
     found = {}
     for method in PARAMS:
         folder = tmp_path_factory.mktemp("whole")

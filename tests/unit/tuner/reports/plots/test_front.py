@@ -1,4 +1,4 @@
-"""Tests the plot of the front: its traces and its ranges. Its page loads nothing from the internet."""
+"""Tests the plot of the front: its traces and the ranges of its axes. Its page loads nothing from the internet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests the plots of the metric over bytes and over multiply-adds."""
+"""Tests the plots that show the metric against bytes and against multiply-adds."""
 
 from __future__ import annotations
 
