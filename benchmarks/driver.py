@@ -89,7 +89,8 @@ def study_in(
     config.folder.mkdir()
     spaces = spaces_of(config, goal)
     journal = config.folder / "optuna.journal"
-    searcher = OptunaSearcher(spaces, goal.lowest, planner=planner_for(spaces, goal), journal=journal, name="simulated")
+    planner = planner_for(spaces, goal, trials)
+    searcher = OptunaSearcher(spaces, goal.lowest, planner=planner, journal=journal, name="simulated")
     tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"), config.folder)
     tracker.start_study({"trials": trials}, {})
     progress = Progress(trials, goal, stream=io.StringIO(), live=False)

@@ -283,7 +283,7 @@ def cost(trials: int = 1000) -> None:
         with tempfile.TemporaryDirectory() as folder:
             journal = Path(folder) / "optuna.journal"
             space = space_for("lpss", goal)
-            searcher = OptunaSearcher([space], TARGET, planner=planner_for([space], goal), journal=journal)
+            searcher = OptunaSearcher([space], TARGET, planner=planner_for([space], goal, trials), journal=journal)
             seconds = _seconds(searcher.ask, searcher.tell, trials)
         print(f"| {DEFAULT_SAMPLER} | {goal} | {_ms(seconds)} | {_ms(seconds[-100:])} |", flush=True)
 

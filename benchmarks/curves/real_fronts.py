@@ -1,14 +1,12 @@
 """Compare fronts of real trainings on test images: the command's own search, and grids of the default recipe.
 
-    python -m benchmarks.curves.real_fronts [--trials 10 40] [--seeds 10] [--slack S ...] [--out FOLDER]
+    python -m benchmarks.curves.real_fronts [--trials 10 40] [--seeds 10] [--out FOLDER]
 
 The studies run on digits without Ray, two trials at a time. For each completed trial, the loss and the correctness on
 all 540 images that no trial trained on are kept. 200 times, 180 of them are drawn as validation images, by which the
 networks of the front are chosen. Their accuracies on the other 360 images give the mean accuracy over the sparsities
 from .5 to .99, as in benchmarks.front. So a study cannot look better by luck on its validation images. Early stopping
-and the choice of sparsities used the study's own 180 images.
-
-`--slack` compares other values of `tune_sparsity.tuner.search.cover.SLACK`. A study in the folder is not run again.
+and the choice of configurations to repeat used the study's own 180 images. A study in the folder is not run again.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from benchmarks.curves.choosing import SPLITS, Measured, Task, kept, percent
 from benchmarks.curves.fronts import mean_accuracy
 from benchmarks.front import FRONT, even_in_log
 from tune_sparsity.experiments import find
-from tune_sparsity.tuner.search import cover
 from tune_sparsity.tuner.worker.trainable import trial_seed
 
 
@@ -46,7 +43,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--slack", type=float, nargs="+", default=[cover.SLACK])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/real_fronts"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,15 +52,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print("| trials | search | test accuracy over the front % | minus the grid | completed trials |\n|" + " --- |" * 5)
     for trials in options.trials:
-        rows: dict[str, list[Measured]] = {"grid": [], **{f"--front, slack {slack:g}": [] for slack in options.slack}}
+        rows: dict[str, list[Measured]] = {"grid": [], "--front": []}
         for seed in range(options.seeds):
-            for (name, row), slack in zip(rows.items(), (None, *options.slack), strict=True):
-                if slack is not None:
-                    cover.SLACK = slack
-                make = (
-                    partial(grid, task, trials, seed) if slack is None else partial(task.searched, FRONT, trials, seed)
-                )
-                row.append(kept(options.out / f"{name.replace(' ', '')}-{trials}-{seed}.npz", make))
+            for name, make in (("grid", partial(grid, task)), ("--front", partial(task.searched, FRONT))):
+                rows[name].append(kept(options.out / f"{name}-{trials}-{seed}.npz", partial(make, trials, seed)))
         alone = [redrawn(one) for one in rows["grid"]]
         for name, row in rows.items():
             found = [redrawn(one) for one in row]

@@ -154,7 +154,7 @@ class Ours:
         self._study = StudyRun(
             config,
             goal,
-            OptunaSearcher(spaces, goal.lowest, seed=seed, planner=planner_for(spaces, goal), **options),
+            OptunaSearcher(spaces, goal.lowest, seed=seed, planner=planner_for(spaces, goal, trials), **options),
             halving=rule.halving(epochs, goal.lowest) if rule else halving_for(scheduler, goal, epochs),
             clock=lambda: self.now,
         )

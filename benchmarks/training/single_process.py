@@ -57,7 +57,7 @@ def completed(
         options = {**option_of(goal), "trials": trials, "seed": seed, "storage": folder, "study": "here", **asked}
         config = make_config(options).resolved()
         spaces = spaces_of(config, goal)
-        searcher = OptunaSearcher(spaces, goal.lowest, seed=seed, planner=planner_for(spaces, goal))
+        searcher = OptunaSearcher(spaces, goal.lowest, seed=seed, planner=planner_for(spaces, goal, trials))
         study = StudyRun(config, goal, searcher, halving=halving_for(config.scheduler, goal, epochs))
         running: list[Trial] = []
         while True:

@@ -56,7 +56,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     searcher = OptunaSearcher(
         prepared.spaces,
         goal.lowest,
-        planner=planner_for(prepared.spaces, goal),
+        planner=planner_for(prepared.spaces, goal, config.trials),
         journal=config.folder / JOURNAL,
         name=name,
     )

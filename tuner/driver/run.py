@@ -193,7 +193,7 @@ def _build(
         seed=config.seed,
         journal=config.folder / JOURNAL,
         name=config.study,
-        planner=planner_for(prepared.spaces, goal),
+        planner=planner_for(prepared.spaces, goal, config.trials),
         earlier=prepared.earlier,
         objective=goal.objective,
     )

@@ -12,12 +12,12 @@ from tune_sparsity.tuner.search.configurations import FIRST, Configuration, Outc
 from tune_sparsity.tuner.search.cover import Cover
 from tune_sparsity.tuner.search.monotone import NOISE
 from tune_sparsity.tuner.search.spaces import clipped, least, range_of
-from tune_sparsity.tuner.study.goal import Goal
-from tune_sparsity.tuner.study.pareto import Point
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
-FIRST_ROUNDS = 2
-"""The number of times that the first trials of a method try each first point of the method's search space."""
+FIRST_ROUNDS = 3
+"""So many trials for each first point of a method's search space try first points, before the sampler proposes
+parameters."""
 SEARCHED = 3
 """After the first points, the sampler proposes the parameters of one trial in SEARCHED. The others repeat the best
 configuration at a similar sparsity. On digits, the front was worse when the sampler had half of the trials: a good
@@ -48,9 +48,10 @@ class Planner:
     Args:
         spaces: one space for each method, from `spaces_of`.
         goal: a goal with several targets, or a front.
+        trials: the number of trials of the study.
     """
 
-    def __init__(self, spaces: Sequence[Space], goal: Goal) -> None:
+    def __init__(self, spaces: Sequence[Space], goal: Goal, trials: int) -> None:
         self._spaces = {space.method: space for space in spaces}
         self._searched = {
             method: space.distributions[FINAL_SPARSITY]
@@ -59,10 +60,9 @@ class Planner:
         }
         self._layouts = {method: space_layout(self._spaces[method].name) for method in self._searched}
         self._first_points = {method: len(laid_out(goal.lowest).first) for method, laid_out in self._layouts.items()}
-        self._noise = NOISE * goal.scale
-        self._cover = Cover(goal, {method: range_of(own) for method, own in self._searched.items()})
+        self._goal, self._noise = goal, NOISE * goal.scale
+        self._cover = Cover(goal, {method: range_of(own) for method, own in self._searched.items()}, trials)
         self._placed: dict[str, list[float]] = {method: [] for method in self._searched}
-        self._completed: list[Point] = []
         self._outcomes: dict[str, list[Outcome]] = {method: [] for method in self._searched}
         self._params: dict[str, dict[str, Any]] = {}
 
@@ -84,8 +84,6 @@ class Planner:
             sparsity: the trial's final sparsity.
             merit: the trial's metric, negated if it is minimised; None if the trial was stopped.
         """
-        if merit is not None:
-            self._completed.append((sparsity, merit))
         if method in self._searched:
             self._outcomes[method].append(Outcome(configuration, sparsity, merit))
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
@@ -98,7 +96,7 @@ class Planner:
             first_points: whether each method begins with the points of the list `first` in its search space. These
                 points are known good parameters.
         """
-        turn = self._cover.next(number, self._placed, self._completed)
+        turn = self._cover.next(number, self._placed)
         if turn is None:
             return None
         sparsities = {method: least(own, turn.sparsity) for method, own in self._searched.items()}
@@ -106,6 +104,8 @@ class Planner:
         if method is None:
             return Plan(sparsities, None, None)
         configuration = self._configuration(method, turn.sparsity, first_points)
+        if configuration is None and self._goal.kind is GoalKind.FRONT and len(self._spaces) > 1:
+            return Plan(sparsities, None, None)
         return Plan({method: sparsities[method]}, method, configuration)
 
     def _configuration(self, method: str, sparsity: float, first_points: bool) -> Configuration | None:
@@ -135,7 +135,7 @@ def _nearest(space: Space, sparsity: float, number: int) -> int:
     return number % len(space.first) if len(apart) < len(space.first) else min(apart, key=lambda index: apart[index])
 
 
-def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
+def planner_for(spaces: Sequence[Space], goal: Goal, trials: int) -> Planner | None:
     """Return the planner for a front or for several targets. Return None for any other goal, because the sampler then
     chooses the sparsity."""
-    return Planner(spaces, goal) if goal.multi_objective else None
+    return Planner(spaces, goal, trials) if goal.multi_objective else None

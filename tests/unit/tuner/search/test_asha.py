@@ -314,9 +314,9 @@ def test_nothing_is_stopped_before_there_is_evidence() -> None:
 @given(st.integers(0, 1000), st.integers(9, 70), st.integers(1, 6))
 def test_at_least_a_third_of_trials_finish_and_leave_no_wide_sparsity_gap(seed: int, trials: int, slots: int) -> None:
     rng = random.Random(seed)
-    cover, placed = Cover(along_front(LOW, HIGH), {"lpss": Range(LOW, HIGH)}), []
+    cover, placed = Cover(along_front(LOW, HIGH), {"lpss": Range(LOW, HIGH)}, trials), []
     for number in range(trials):
-        turn = cover.next(number, {"lpss": placed}, [])
+        turn = cover.next(number, {"lpss": placed})
         assert turn is not None
         placed.append(turn.sparsity)
     finished = train(like(), [(s, rng.random()) for s in placed], slots)

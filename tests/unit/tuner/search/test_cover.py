@@ -1,4 +1,4 @@
-"""Tests how a study covers a range of sparsities: gaps, the expected gain of the front, and the order of methods."""
+"""Tests how a study covers a range of sparsities, and the order of targets and methods."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.examples import examples
 from tune_sparsity.search_spaces.priors import from_log, log_sparsity
-from tune_sparsity.tuner.search.cover import Cover, Range, Turn, most_to_gain, widest_gap
+from tune_sparsity.tuner.search.cover import Cover, Range, Turn, farthest_from
 from tune_sparsity.tuner.study.goal import along_front, at_targets
-from tune_sparsity.tuner.study.pareto import hypervolume
 
 FRONT = along_front(0.5, 0.99)
 WHOLE = Range(0.5, 0.99)
@@ -32,67 +31,73 @@ def test_log_sparsity_is_the_negative_logarithm_of_the_density(sparsity: float) 
     assert from_log(log_sparsity(sparsity)) == pytest.approx(sparsity, abs=1e-12)
 
 
+def front_of(cover: Cover, trials: int, placed: list[float] | None = None) -> list[float]:
+    """Return the sparsities of a study of lpss with so many trials. It may begin with trials of an earlier process."""
+    placed = list(placed or ())
+    while len(placed) < trials:
+        turn = cover.next(len(placed), {"lpss": placed})
+        assert turn is not None
+        placed.append(turn.sparsity)
+    return placed
+
+
+def covering(low: float, high: float, trials: int) -> Cover:
+    return Cover(along_front(low, high), {"lpss": Range(0.0, 1 - 1e-6)}, trials)
+
+
+ranges = st.tuples(st.floats(0, 0.9), st.floats(0.91, 0.999))
+
+
 @examples(25)
-@given(
-    low=st.floats(0, 0.9),
-    width=st.floats(0.01, 0.99),
-    seed=st.integers(0, 100),
-    trials=st.integers(3, 120),
-    fails=st.floats(0, 0.3),
-)
-def test_no_gap_of_a_front_is_wide(low: float, width: float, seed: int, trials: int, fails: float) -> None:
-    """After n trials no gap in the log density is wider than 3/n of the range. It does not matter where the
-    front gains most, and which trials failed or were stopped."""
-    goal = along_front(low, low + width * (0.999 - low))
-    rng = np.random.default_rng(seed)
-    knee = rng.uniform(goal.lowest, goal.highest)
-    cover = Cover(goal, {"lpss": Range(0.0, 1 - 1e-6)})
-    placed: list[float] = []
-    completed: list[tuple[float, float]] = []
-    for number in range(trials):
-        turn = cover.next(number, {"lpss": placed}, completed)
-        assert turn is not None
-        assert goal.lowest <= turn.sparsity <= goal.highest
-        placed.append(turn.sparsity)
-        if rng.random() > fails:
-            completed.append((turn.sparsity, float(0.97 - 0.5 * (turn.sparsity > knee) + 0.01 * rng.normal())))
-        if number >= 2:
-            assert max(gaps(placed, goal.lowest, goal.highest)) <= 3 / len(placed) + 1e-9
+@given(ranges, st.integers(2, 120))
+def test_at_the_end_the_trials_of_a_front_are_even_in_the_logarithm_of_the_density(
+    ends: tuple[float, float], trials: int
+) -> None:
+    placed = sorted(front_of(covering(*ends, trials), trials))
+    assert (placed[0], placed[-1]) == ends
+    assert 1 - np.array(placed) == pytest.approx(np.geomspace(1 - ends[0], 1 - ends[1], trials))
 
 
-def test_the_ends_of_the_range_are_covered_first_and_then_the_middles() -> None:
-    cover, placed = Cover(FRONT, {"lpss": WHOLE}), []
-    for number in range(5):
-        turn = cover.next(number, {"lpss": placed}, [])
-        assert turn is not None
-        placed.append(turn.sparsity)
+@examples(25)
+@given(ranges, st.integers(2, 120), st.integers(2, 200))
+def test_no_gap_of_a_front_is_wide_while_it_grows(ends: tuple[float, float], trials: int, more: int) -> None:
+    """After n trials no gap in the log density is wider than 3/n of the range, also if the study goes on with another
+    number of trials."""
+    placed = front_of(covering(*ends, trials), trials)
+    placed = front_of(covering(*ends, trials + more), trials + more, placed)
+    for number in range(2, len(placed) + 1):
+        assert max(gaps(placed[:number], *ends)) <= 3 / number + 1e-9
+
+
+def test_the_sparser_end_of_the_range_is_covered_first_and_then_the_other_end_and_the_middles() -> None:
     extent = log_sparsity(0.99) - log_sparsity(0.5)
+    placed = front_of(covering(0.5, 0.99, 9), 5)
     shares = [(log_sparsity(sparsity) - log_sparsity(0.5)) / extent for sparsity in placed]
-    assert shares[:3] == pytest.approx([1, 0, 0.5])
-    assert sorted(shares[3:]) == pytest.approx([0.25, 0.75])
+    assert shares == pytest.approx([1, 0, 0.5, 0.75, 0.25])
 
 
 def test_methods_cover_the_range_each_for_itself() -> None:
-    cover = Cover(FRONT, {"lpss": WHOLE, "gmp": WHOLE})
+    cover = Cover(FRONT, {"lpss": WHOLE, "gmp": WHOLE}, 59)
     placed: dict[str, list[float]] = {"lpss": [], "gmp": []}
     for number in range(60):
-        turn = cover.next(number, placed, [(0.99, 0.5), (0.6, 0.9)])
+        turn = cover.next(number, placed)
         assert turn is not None
-        placed[turn.method or "lpss"].append(turn.sparsity)  # where the sampler may choose the method, it takes lpss
-    for own in placed.values():
-        assert max(gaps(own, 0.5, 0.99)) <= 3 / 30
+        assert turn.method is not None
+        placed[turn.method].append(turn.sparsity)
+    even = np.geomspace(0.5, 0.01, 30)
+    assert all(1 - np.array(sorted(own)) == pytest.approx(even) for own in placed.values())
 
 
 def test_no_next_trial_is_planned_if_no_method_searches_a_final_sparsity() -> None:
-    assert Cover(FRONT, {}).next(0, {}, []) is None
+    assert Cover(FRONT, {}, 8).next(0, {}) is None
 
 
 def test_targets_alternate_and_every_third_round_leaves_the_method_open() -> None:
-    cover = Cover(at_targets(0.8, 0.9), {"lpss": Range(0.8, 0.9), "gmp": Range(0.8, 0.9)})
+    cover = Cover(at_targets(0.8, 0.9), {"lpss": Range(0.8, 0.9), "gmp": Range(0.8, 0.9)}, 12)
     placed: dict[str, list[float]] = {"lpss": [], "gmp": []}
     turns = []
     for number in range(12):
-        turn = cover.next(number, placed, [])
+        turn = cover.next(number, placed)
         assert turn is not None
         turns.append(turn)
         placed[turn.method or "gmp"].append(turn.sparsity)
@@ -101,21 +106,20 @@ def test_targets_alternate_and_every_third_round_leaves_the_method_open() -> Non
 
 
 @pytest.mark.parametrize(
-    ("own", "placed", "expected"),
+    ("sparsities", "placed", "expected"),
     [
-        (WHOLE, [], (math.inf, 0.99)),
-        (WHOLE, [0.7, 0.99], (math.inf, 0.5)),
-        (Range(0.6, 0.7), [], (math.inf, 0.7)),
-        (Range(0.6, 0.6), [0.6, 0.6], (0.5, 0.6)),
-        (Range.of([0.5, 0.9, 0.99]), [0.99, 0.5], (1.0, 0.9)),
-        (Range.of([0.5, 0.9, 0.99]), [0.99, 0.5, 0.9, 0.99, 0.5], (0.2, 0.9)),
-        (Range.of([0.5, 0.9, 0.99]), [0.99, 0.5, 0.9], (1 / 3, 0.99)),
+        ((0.5, 0.9, 0.99), [], (math.inf, 0.99)),
+        ((0.5, 0.9, 0.99), [0.99], (1.0, 0.5)),
+        ((0.5, 0.75, 0.875, 0.9375), [0.5, 0.9375], (1 / 3, 0.875)),  # 0.75 is as far, but not as sparse
+        ((0.5, 0.9, 0.99), [0.99, 0.5, 0.9], (-3, 0.99)),
+        ((0.5, 0.9, 0.99), [0.99, 0.5, 0.9, 0.99, 0.5], (-5, 0.9)),
+        ((0.6, 0.6), [0.6, 0.6], (-2, 0.6)),
     ],
 )
-def test_the_widest_gap_and_its_next_sparsity_match_known_values(
-    own: Range, placed: list[float], expected: tuple[float, float]
+def test_the_sparsity_farthest_from_all_trials_matches_known_values(
+    sparsities: tuple[float, ...], placed: list[float], expected: tuple[float, float]
 ) -> None:
-    assert widest_gap(own, placed) == pytest.approx(expected)
+    assert farthest_from(placed, sparsities) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -129,29 +133,6 @@ def test_the_widest_gap_and_its_next_sparsity_match_known_values(
 )
 def test_the_sparsities_of_a_method_are_limited_to_the_range_of_the_goal(own: Range, expected: Range) -> None:
     assert own.within(0.5, 0.99) == expected
-
-
-def expected_gain(sparsity: float, mean: float, deviation: float, completed: list[tuple[float, float]]) -> float:
-    """The mean gain in hypervolume of many simulated trials."""
-    accuracies = np.random.default_rng(0).normal(mean, deviation, 4000)
-    before = hypervolume(completed, (0.5, 0.0))
-    return float(np.mean([hypervolume([*completed, (sparsity, a)], (0.5, 0.0)) - before for a in accuracies]))
-
-
-def test_the_expected_gain_is_that_of_simulated_trials() -> None:
-    from tune_sparsity.tuner.search.cover import _gain, _steps
-
-    completed = [(0.6, 0.95), (0.9, 0.9), (0.97, 0.6), (0.7, 0.5)]
-    for sparsity, mean, deviation in [(0.95, 0.8, 0.1), (0.65, 0.95, 0.02), (0.99, 0.3, 0.05), (0.55, 0.7, 0.01)]:
-        closed = _gain(sparsity, mean, deviation, 0.5, _steps(FRONT, completed))
-        assert closed == pytest.approx(expected_gain(sparsity, mean, deviation, completed), rel=0.05, abs=1e-6)
-
-
-def test_the_next_sparsity_lies_in_the_gap_of_the_front_with_the_largest_possible_gain() -> None:
-    between = most_to_gain(FRONT, [(0.5, 0.98), (0.6, 0.979), (0.95, 0.5), (0.99, 0.49)])
-    assert 0.6 < between < 0.95
-    uncovered = most_to_gain(FRONT, [(0.5, 0.98), (0.6, 0.979), (0.7, 0.978)])
-    assert uncovered == pytest.approx(0.99)
 
 
 def test_a_turn_without_a_method_lets_the_sampler_choose_the_method() -> None:

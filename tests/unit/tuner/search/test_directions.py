@@ -51,7 +51,7 @@ def searched(goal: Goal, sampler: str, folder: Path, *, trials: int = 26, restar
             goal.lowest,
             sampler=sampler,
             journal=folder / name / "optuna.journal",
-            planner=planner_for(spaces, goal),
+            planner=planner_for(spaces, goal, trials),
         )
         study = StudyRun(config, goal, searcher, halving=halving_for("asha", goal, EPOCHS), clock=lambda: 0.0)
         while len(study.records) < until and (asked := study.ask()) is not None:

@@ -39,14 +39,14 @@ def run(planner: Planner, method: str, trials: int, accuracy: float = 0.9) -> li
 
 def test_with_one_target_there_is_no_planner() -> None:
     goal = at_targets(0.9)
-    assert planner_for([space_for("lpss", goal)], goal) is None
+    assert planner_for([space_for("lpss", goal)], goal, 8) is None
 
 
 @pytest.mark.parametrize("name", PRUNING)
 def test_first_points_match_the_final_sparsity_of_their_trial(name: str) -> None:
     space = space_for(name, FRONT)
     count = FIRST_ROUNDS * len(load_space(name, 0.5).first)
-    for plan in run(Planner([space], FRONT), space.method, count):
+    for plan in run(Planner([space], FRONT, count), space.method, count):
         sparsity = plan.sparsities[space.method]
         first = load_space(name, sparsity)
         assert plan.configuration is not None
@@ -63,7 +63,7 @@ def test_first_points_match_the_final_sparsity_of_their_trial(name: str) -> None
 
 
 def test_the_theoretical_p_of_a_first_point_fits_the_sparsity_of_the_trial() -> None:
-    plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 2)
+    plans = run(Planner([space_for("lpss", FRONT)], FRONT, 8), "lpss", 2)
     assert [plan.configuration and plan.configuration.name for plan in plans] == ["first 3", "first 2"]
     assert plans[1].configuration is not None
     assert plans[1].configuration.params["p"] == load_space("lpss", 0.5).first[2]["p"]
@@ -75,23 +75,23 @@ def test_first_points_are_tried_in_turn_if_one_of_them_has_no_target(tmp_path: P
         "method: gmp\nparameters:\n  lr: {type: float, low: 0.01, high: 0.3}\n"
         "  final_sparsity: {type: float, low: target, high: above}\nfirst:\n  - {lr: 0.1}\n  - {lr: 0.2, near: 0.9}\n"
     )
-    plans = run(Planner([space_for(str(file), FRONT)], FRONT), "gmp", 4)
+    plans = run(Planner([space_for(str(file), FRONT)], FRONT, 4), "gmp", 4)
     assert [plan.configuration and plan.configuration.params["lr"] for plan in plans] == [0.1, 0.2, 0.1, 0.2]
 
 
 def test_after_the_first_points_the_sampler_proposes_one_trial_in_three() -> None:
-    plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 36)
+    plans = run(Planner([space_for("lpss", FRONT)], FRONT, 36), "lpss", 36)
     searched = [number for number, plan in enumerate(plans) if plan.configuration is None]
-    assert searched == list(range(8, 36, SEARCHED))
+    assert searched == list(range(14, 36, SEARCHED))
 
 
 def test_without_first_points_the_sampler_begins() -> None:
-    planner = Planner([space_for("lpss", FRONT)], FRONT)
+    planner = Planner([space_for("lpss", FRONT)], FRONT, 8)
     assert planned(planner, 0, first_points=False).configuration is None
 
 
 def test_a_plan_without_a_method_has_one_sparsity_for_each_method() -> None:
-    planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT)
+    planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT, 40)
     plans = []
     for number in range(40):
         plans.append(planned(planner, number))
@@ -148,6 +148,6 @@ def test_a_configuration_is_not_repeated_if_its_trials_were_stopped_early() -> N
 def test_a_space_file_is_read_once_and_may_be_deleted_during_the_study(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text((FOLDER / "lpss.yaml").read_text())
-    planner, expected = (Planner([space_for(name, FRONT)], FRONT) for name in (str(file), "lpss"))
+    planner, expected = (Planner([space_for(name, FRONT)], FRONT, 12) for name in (str(file), "lpss"))
     file.unlink()
     assert run(planner, "lpss", 12) == run(expected, "lpss", 12)

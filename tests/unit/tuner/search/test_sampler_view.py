@@ -98,7 +98,7 @@ def test_for_one_target_the_sampler_sees_one_value_and_the_study_stores_two() ->
 
 def front_searcher(*methods: str, sampler: str = "tpe", **options: Any) -> OptunaSearcher:
     spaces = [space_for(method, FRONT) for method in methods or ("lpss",)]
-    return OptunaSearcher(spaces, FRONT.lowest, sampler=sampler, planner=planner_for(spaces, FRONT), **options)
+    return OptunaSearcher(spaces, FRONT.lowest, sampler=sampler, planner=planner_for(spaces, FRONT, 40), **options)
 
 
 def proposed(searcher: OptunaSearcher) -> Asked:

@@ -83,7 +83,7 @@ def test_a_trial_gets_the_smallest_searched_sparsity_that_meets_its_target(
     final_sparsity: str, expected: list[float], space_file: Any
 ) -> None:
     space = space_for(space_file(final_sparsity), SEVERAL)
-    planner = Planner([space], SEVERAL)
+    planner = Planner([space], SEVERAL, 3)
     plans = [planner.plan(number, first_points=True) for number in range(3)]
     assert [plan and plan.sparsities["lpss"] for plan in plans] == pytest.approx(expected)
     assert isinstance(
@@ -102,7 +102,9 @@ def test_targets_alternate_and_each_pruning_method_has_trials_at_every_target(sa
     both = spaces(SEVERAL, method=methods)
 
     def searcher_now() -> OptunaSearcher:
-        return OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", planner=planner_for(both, SEVERAL))
+        return OptunaSearcher(
+            both, 0.8, sampler=sampler, journal=tmp_path / "j", planner=planner_for(both, SEVERAL, 36)
+        )
 
     searcher, asked = searcher_now(), []
     for number in range(36):
@@ -123,7 +125,7 @@ def test_targets_alternate_and_each_pruning_method_has_trials_at_every_target(sa
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsgaii"])
 def test_every_sampler_lets_each_method_try_sparsities_all_over_the_front(sampler: str) -> None:
     both = spaces(FRONT, method=["lpss", "gmp"])
-    searcher = OptunaSearcher(both, 0.5, sampler=sampler, planner=planner_for(both, FRONT))
+    searcher = OptunaSearcher(both, 0.5, sampler=sampler, planner=planner_for(both, FRONT, 40))
     for number in range(40):
         asked = searcher.ask()
         tell(searcher, asked, TrialState.FAILED if number % 10 == 9 else TrialState.COMPLETED)
@@ -133,7 +135,7 @@ def test_every_sampler_lets_each_method_try_sparsities_all_over_the_front(sample
         assert placed[0] == pytest.approx(log_sparsity(0.5))
         assert placed[-1] == pytest.approx(log_sparsity(0.99))
         widest = max(later - earlier for earlier, later in pairwise(placed)) / (placed[-1] - placed[0])
-        assert widest <= 3 / 20
+        assert widest <= 3 / 19 + 1e-9  # of the 20 sparsities of a method, two neighbours are left out at most
 
 
 @pytest.mark.parametrize(
