@@ -57,8 +57,9 @@ class TwoNodes:
         self._start(self.inside("head", [*RAY, "start", *where, f"--temp-dir={self.folder}/ray", *_NODE]))
 
     def start_worker(self) -> None:
-        """Start the worker node with a stale module `tuner`, whose import fails: trials must use the driver's code."""
-        stale = self.folder / "stale" / "tuner"
+        """Start the worker node with a stale package `tune_sparsity`, whose import fails: trials must use the
+        driver's code."""
+        stale = self.folder / "stale" / "tune_sparsity"
         stale.mkdir(parents=True, exist_ok=True)
         (stale / "__init__.py").write_text("raise ImportError('this is what the node has, and not the driver')\n")
         start = [*RAY, "start", f"--address={ADDRESS}", f"--node-ip-address={WORKER}", *_NODE]

@@ -16,8 +16,8 @@ from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
 FIRST_ROUNDS = 3
-"""So many trials for each first point of a method's search space try first points, before the sampler proposes
-parameters."""
+"""The first trials of a method use first points of the method's search space. Their number is FIRST_ROUNDS times the
+number of first points. After them, the sampler begins to propose parameters."""
 SEARCHED = 3
 """After the first points, the sampler proposes the parameters of one trial in SEARCHED. The others repeat the best
 configuration at a similar sparsity. On digits, the front was worse when the sampler had half of the trials: a good
@@ -105,6 +105,7 @@ class Planner:
             return Plan(sparsities, None, None)
         configuration = self._configuration(method, turn.sparsity, first_points)
         if configuration is None and self._goal.kind is GoalKind.FRONT and len(self._spaces) > 1:
+            # the sampler chooses the method, too, so that methods without a searched sparsity also get trials
             return Plan(sparsities, None, None)
         return Plan({method: sparsities[method]}, method, configuration)
 
