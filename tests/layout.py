@@ -144,7 +144,7 @@ def unit_of(module: str) -> str:
 
 
 def upward(modules: Mapping[str, Module]) -> list[str]:
-    """Return the imports that do not lead to a lower layer, a line each."""
+    """Return the imports from a unit of `LAYERS` to another unit that is not below it: one line of text for each."""
     height = {unit: i for i, layer in enumerate(reversed(LAYERS)) for unit in layer}
     found = []
     for module in modules.values():
@@ -156,7 +156,7 @@ def upward(modules: Mapping[str, Module]) -> list[str]:
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Return the sets of nodes that reach each other."""
+    """Return the cycles of a graph: the sets of nodes that reach each other along its edges."""
     reached = {node: _reached(graph, node) for node in graph}
     seen: set[str] = set()
     found = []
@@ -197,7 +197,8 @@ def depth(graph: Mapping[str, set[str]]) -> int:
 
 
 def folder_graph(modules: Mapping[str, Module]) -> dict[str, set[str]]:
-    """Return which folders import from which. A module beside sub-packages is a node of its own, as errors.py is."""
+    """Return which folders import from which folders. If a folder has sub-packages, each module in it, such as
+    errors.py, is a node of its own."""
     nodes = {name: _node(name, modules) for name in modules}
     graph: dict[str, set[str]] = {node: set() for node in nodes.values()}
     for module in modules.values():
@@ -219,7 +220,7 @@ def files_by_folder(root: Path, folders: tuple[str, ...]) -> Counter[str]:
 
 
 def report(root: Path) -> str:
-    """Return the measure as text."""
+    """Return all measures of the layout as text."""
     modules = read(root)
     graph = {name: module.imports for name, module in modules.items()}
     packages = folder_graph(modules)

@@ -1,4 +1,4 @@
-"""An S3 server, and a prefix on it for each test."""
+"""An S3 server, and for each test its own prefix (a kind of folder) on this server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def store(server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S3Prefix:
-    """A prefix that no other test writes to."""
+    """A prefix in the object store. No other test writes to it."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return parse_store(f"s3://studies/{abs(hash(request.node.name))}/s")

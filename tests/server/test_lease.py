@@ -20,7 +20,7 @@ from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, S3Storage
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time of all drivers in this process."""
+    """The clock of all drivers in this process. It moves on only while they sleep."""
     one = Clock()
     monkeypatch.setattr(lease, "time", one)
     return one
@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drivers of this process look like drivers of other machines, whose processes cannot be looked up."""
+    """Make the drivers of this process look like drivers on other machines: none can see whether another has ended."""
     monkeypatch.setattr(lease, "_is_gone", lambda owner: False)
 
 

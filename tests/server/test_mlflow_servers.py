@@ -1,4 +1,4 @@
-"""Test the record in other stores than a file: an MLflow server, an outage, a password, and PostgreSQL."""
+"""Test the MLflow record of a study on a server (also with a password or with outages) and in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def client(uri: str) -> Any:
 
 
 def runs_of(uri: str, tracker_or_id: Any) -> tuple[Any, dict[str, Any]]:
-    """The study's parent and its trials by name; fails on duplicates."""
+    """Return the study's parent run, and the runs of its trials by name. Fail if a run is there twice."""
     one = client(uri)
     parent = one.get_run(tracker_or_id)
     query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
@@ -60,13 +60,13 @@ def runs_of(uri: str, tracker_or_id: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def whole_study(tracker: Tracker, folder: Path) -> None:
-    """A study of two trials, with an artifact."""
+    """Write the record of a study with two trials and an artifact."""
     begun(tracker)
     rest_of_study(tracker, folder)
 
 
 def rest_of_study(tracker: Tracker, folder: Path) -> None:
-    """Track the rest of the study that `begun` has begun."""
+    """Write the rest of the record, after `begun` has written its first part."""
     tracker.log_epoch(0, 2, {"val_accuracy": 0.6})
     tracker.end_trial(record(0, TrialState.COMPLETED, epochs=2, value=0.6))
     tracker.start_trial(record(1))

@@ -120,7 +120,7 @@ def test_only_the_objects_below_a_prefix_are_listed(store: S3Prefix) -> None:
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The seconds that each client which is made meanwhile may spend on a request, with all its tries."""
+    """The seconds that one request may take with all its retries: a number for each S3 client that the test makes."""
     found, real = list[float](), fs.S3FileSystem
 
     def noted(**options: Any) -> Any:

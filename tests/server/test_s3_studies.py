@@ -1,4 +1,4 @@
-"""Whole studies in an object store, through the command, against a real S3 server."""
+"""Test whole studies from the command line that are stored on a real S3 server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass
 class Bench:
-    """A server, a folder to work in, and the command there."""
+    """An S3 server, a working folder, and functions that run commands in this folder."""
 
     server: S3Server
     cwd: Path
@@ -67,7 +67,7 @@ class Bench:
         return run_command(arguments, self.cwd, **{**self.environment, **environment})
 
     def tell(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> Ran:
-        """Run a command that trains nothing, in this process."""
+        """Run a command that does not train. It runs in the test process."""
         capsys.readouterr()
         with contextlib.chdir(self.cwd):
             code = main(arguments)
@@ -203,7 +203,7 @@ def test_a_killed_study_resumes_with_only_the_files_of_the_store(bench: Bench) -
 
 
 def finished(study: S3Prefix, file: Path) -> dict[int, list[float]]:
-    """The completed trials and their values, as the journal in the store has them."""
+    """Return the completed trials and their values from Optuna's journal in the store."""
     file.write_bytes(study.read("optuna.journal"))
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     name = study.prefix.rpartition("/")[2]

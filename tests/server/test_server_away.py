@@ -1,4 +1,4 @@
-"""Test studies of the command whose record is interrupted: the MLflow server has an outage, or the command dies."""
+"""Test studies whose MLflow record is interrupted: the server has an outage, or the command is killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def study(experiment_file: Path, tmp_path: Path, server: Server) -> Callable[..., subprocess.Popen[str]]:
-    """Begins a study in `tmp_path`, and waits until a trial of it has reached the server."""
+    """A function that begins a study in `tmp_path`, and waits until the MLflow server has the run of trial t0001."""
 
     def begin(name: str, trials: int) -> subprocess.Popen[str]:
         arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--trials", str(trials)]
@@ -49,7 +49,7 @@ def study(experiment_file: Path, tmp_path: Path, server: Server) -> Callable[...
 
 
 def runs(uri: str, study: str) -> tuple[Any, list[Any]]:
-    """The study's one parent, and its trials in order."""
+    """Return the study's parent run, and the runs of its trials in order. Fail unless there is exactly one parent."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -62,7 +62,7 @@ def runs(uri: str, study: str) -> tuple[Any, list[Any]]:
 
 
 def check_all_there(uri: str, study: str, trials: int) -> None:
-    """N trials, N children, each whole, none running."""
+    """Check that the server has exactly one run for each trial, and that all runs are finished and have all epochs."""
     parent, children = runs(uri, study)
     assert [run.info.run_name for run in children] == [f"t{number:04d}" for number in range(trials)]
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}

@@ -17,7 +17,7 @@ from tune_sparsity.tuner.storage.sync import Mirror
 
 
 class Watched(S3Prefix):
-    """Notes the order in which objects are put and removed."""
+    """A prefix in an object store that records in which order objects are written and removed."""
 
     told: list[str] = []  # noqa: RUF012
 

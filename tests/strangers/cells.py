@@ -47,7 +47,7 @@ class Cell(nn.Module):
 
 
 class ByHand(nn.Module):
-    """A minimal gated unit."""
+    """A minimal gated unit, a recurrent cell made of linear layers."""
 
     def __init__(self) -> None:
         super().__init__()

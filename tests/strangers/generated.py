@@ -1,4 +1,4 @@
-"""Networks drawn at random: layers of all kinds one after another, some of them changed as people change them."""
+"""Random networks: a sequence of layers of all kinds. Some layers are frozen, used twice or changed in another way."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ CHANGES = {
     "frozen but named": ("linear",),
     **dict.fromkeys(WEIGHT_NORMS, _OF_ONE_WEIGHT),
 }
-"""What is done to layers, and to layers of which kinds."""
+"""The changes that are made to layers, and for each change the kinds of layers that can get it."""
 
 
 class Cast(nn.Module):
-    """A layer in a type of numbers of its own."""
+    """A layer that computes in a given dtype, independently of the dtype of the network."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Cast(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """A layer of a network, and what is done to it."""
+    """A layer of a network, the change that is made to it, and the normalisation after it."""
 
     kind: str
     change: str
@@ -72,14 +72,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a network is made of.
+    """The structure of a network.
 
     Attributes:
-        front: what goes into it: numbers, or tokens, which an embedding takes; its gradient may be sparse, and a linear
-            layer behind it may have its weight.
+        front: the kind of the inputs, one of `FRONTS`. Tokens go through an embedding. For "sparse tokens", its
+            gradient is sparse. For "tied tokens", a linear layer behind the embedding shares its weight.
         heads: how many linear layers give outputs.
-        heads_first: whether these are registered before the other layers.
-        prunes_embedding: whether the rules ask for it.
+        heads_first: whether the heads are registered before the other layers.
+        prunes_embedding: whether the layer rules say that the embedding is pruned.
     """
 
     parts: tuple[Part, ...]
@@ -148,7 +148,7 @@ class Generated(nn.Module):
 
 
 def _front(plan: Plan) -> tuple[nn.Module, int, int]:
-    """Return what the inputs go through first, the width behind it and how many of its weights can be pruned."""
+    """Return the first part of the network, the width of its outputs and how many of its weights can be pruned."""
     if plan.front == "numbers":
         return nn.Identity(), WIDTH, 0
     embedding = nn.Embedding(TOKENS, WIDTH, sparse=plan.front == "sparse tokens")
@@ -171,7 +171,7 @@ def parts(draw: st.DrawFn) -> Part:
 
 
 def plans() -> st.SearchStrategy[Plan]:
-    """Return a strategy for networks of up to four layers, and heads."""
+    """Return a Hypothesis strategy for networks of up to four layers, and one or two heads after them."""
     return st.builds(
         Plan,
         st.lists(parts(), max_size=4).map(tuple),

@@ -1,6 +1,6 @@
-"""Layers of many kinds, all of which take and give (examples, places, channels), and how many weights they can prune.
+"""Layers of many kinds, each with its number of prunable weights. The number is counted by hand from the layer's sizes.
 
-The numbers of weights are counted by hand from the sizes in the code.
+All layers take and return tensors of the shape (examples, places, channels).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Made = tuple[nn.Module, int]
 
 
 class Through(nn.Module):
-    """A layer, and how it is called."""
+    """A layer, and the function that calls it."""
 
     def __init__(self, layer: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
@@ -115,7 +115,10 @@ def _gru_cell(a: int, b: int) -> Made:
 
 
 class Attention(nn.Module):
-    """Its keys and values have the sizes of the inputs: one packed matrix where those are the outputs', else three."""
+    """Attention of queries of size b to keys and values of size a.
+
+    Queries, keys and values have one packed weight matrix if a = b, and three matrices otherwise.
+    """
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__()
@@ -144,7 +147,7 @@ def _conv1d_of_gpt(a: int, b: int) -> Made:
 
 
 class ThereAndBack(nn.Module):
-    """One weight, used as it is and transposed."""
+    """A linear layer that also uses the transpose of its weight."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__()
@@ -166,7 +169,7 @@ def _tied(a: int, b: int) -> Made:
 
 
 class Listed(nn.Module):
-    """Matrices in a ParameterList, which no layer of a known kind has."""
+    """Matrices in a ParameterList. They are not prunable: no prunable kind of layer has such a list."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ def _spectral(a: int, b: int) -> Made:
 
 
 class MadeInForward(nn.Module):
-    """A layer whose weight a smaller network makes, as hypernetworks do."""
+    """A layer with a weight that is the output of another layer, as in hypernetworks."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__()
@@ -239,7 +242,7 @@ LAYERS: dict[str, Callable[[int, int], Made]] = {
 
 
 class Normalised(Through):
-    """A normalisation over channels, which stand second for it."""
+    """A normalisation that expects the channels in the second dimension."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__(norm, channels_second)

@@ -1,4 +1,4 @@
-"""Small networks as other people write them, each with inputs."""
+"""Small networks like those of users, each with its inputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tune_sparsity.sparsity import LayerRules
 
 @dataclass(frozen=True)
 class Stranger:
-    """A network.
+    """A network for tests.
 
     Attributes:
-        make: a fresh one, its weights drawn from torch's global generator.
-        inputs: the shape of a batch of normal numbers; or a batch.
-        rules: which of its weights are pruned.
-        inside: makes the network that `make` puts into wrappers.
-        matrices: how many weights are in its prunable matrices, counted by hand from the sizes in its code.
+        make: returns a new network. Its weights are drawn from torch's global generator.
+        inputs: a batch, or the shape of a batch of normally distributed numbers.
+        rules: the layer rules. They decide which weights are pruned.
+        inside: returns the network without its wrappers. None if `make` returns a network without wrappers.
+        matrices: how many weights all prunable matrices have together, counted without the tested code.
     """
 
     make: Callable[[], nn.Module]
@@ -36,7 +36,7 @@ class Stranger:
 
     @property
     def plain(self) -> Callable[[], nn.Module]:
-        """Makes the network that loads what is saved."""
+        """A function that returns the network into which saved weights are loaded."""
         return self.inside or self.make
 
     def batch(self) -> Tensor:
@@ -149,7 +149,7 @@ class Pairs(nn.Module):
 
 
 class Experts(nn.Module):
-    """Experts' matrices as one parameter (experts, inputs, outputs)."""
+    """A mixture of experts. One parameter of shape (experts, inputs, outputs) has the matrices of all experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def compiled_in_place() -> nn.Module:
 
 
 class Wrapper(nn.Module):
-    """As users write them."""
+    """A wrapper as users write it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Wrapper(nn.Module):
 
 
 def partly(wrap: Callable[[nn.Module], nn.Module] = lambda part: part) -> nn.Module:
-    """A network of which two parts are in wrappers."""
+    """Return a network of two parts. `wrap` can put each part into a wrapper."""
     body = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU())
     return nn.Sequential(OrderedDict(body=wrap(body), head=wrap(nn.Linear(16, 3))))
 

@@ -1,4 +1,4 @@
-"""Networks as in reports of bugs in tools that prune: each has something that a tool may not expect."""
+"""Networks that resemble those in bug reports for pruning tools. Each has a part that a tool may not expect."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tune_sparsity.sparsity import LayerRules
 
 
 class Between(nn.Module):
-    """Layers of 10 x 16 and 16 x 3 weights, and between them what a person has written.
+    """Two linear layers with 10 x 16 and 16 x 3 weights, and a user's code between them.
 
     Args:
-        between: a network's parts and an activation -> another one. The parts are this module's own.
+        between: takes this module and an activation, and returns the next activation.
+        parts: layers and parameters for `between`. They become attributes of this module.
     """
 
     def __init__(self, between: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
@@ -48,7 +49,7 @@ def recomputed(*, reentrant: bool) -> nn.Module:
 
 
 class NoCopies(Between):
-    """Cannot be copied, nor pickled, and has a slot."""
+    """A network that cannot be copied or pickled, and that has `__slots__`."""
 
     __slots__ = ("scale",)
 
@@ -64,7 +65,7 @@ class NoCopies(Between):
 
 
 def codes(dtype: torch.dtype) -> nn.Module:
-    """Frozen weights in eight bits, as quantised layers have them."""
+    """Return a network with a frozen weight in an eight-bit dtype, as in quantised layers."""
     table = nn.Parameter((3 * torch.randn(16, 16)).to(dtype), requires_grad=False)
     return Between(lambda self, x: F.linear(x, self.table.float() / 4), table=table)
 
@@ -76,7 +77,7 @@ def of_no_size() -> nn.Module:
 
 
 class DroppedWeights(nn.LSTM):
-    """Some of its recurrent weights are dropped in training, as in AWD-LSTM."""
+    """An LSTM that drops some of its recurrent weights in training, as in AWD-LSTM."""
 
     def __init__(self) -> None:
         super().__init__(16, 8, bidirectional=True, batch_first=True)
@@ -91,7 +92,7 @@ class DroppedWeights(nn.LSTM):
 
 
 class Standardised(nn.Conv1d):
-    """A convolution whose weight is made in the forward pass from its parameter."""
+    """A convolution that standardises its weight in each forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean((1, 2), keepdim=True)
@@ -122,7 +123,7 @@ def transposed_in_memory() -> nn.Module:
 
 
 class FakeQuantised(nn.Linear):
-    """As in training for a quantised network."""
+    """A linear layer that rounds its weight and its outputs, as in quantisation-aware training."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = torch.fake_quantize_per_tensor_affine(self.weight, 0.02, 0, -128, 127)
@@ -130,7 +131,7 @@ class FakeQuantised(nn.Linear):
 
 
 class Running(nn.Module):
-    """A mean that the forward pass makes anew in training."""
+    """A layer that subtracts a running mean. In training, each forward pass replaces its buffer by a new tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +144,7 @@ class Running(nn.Module):
 
 
 class FrozenStatistics(nn.BatchNorm1d):
-    """Stays in evaluation mode, by a train() that returns nothing, as eval() then does."""
+    """A batch normalisation that stays in evaluation mode. Its train() and its eval() return None instead of itself."""
 
     def train(self, mode: bool = True) -> None:  # type: ignore[override]
         super().train(False)

@@ -1,4 +1,4 @@
-"""Test every method on networks of many kinds: steps, counts of zeros, files, and resuming from a checkpoint."""
+"""Test every method on networks of many kinds: training, counts of zeros, saved files and checkpoints."""
 
 from __future__ import annotations
 

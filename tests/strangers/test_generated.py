@@ -41,7 +41,7 @@ def experiment(plan: Plan) -> Experiment:
 
 
 def learns_by_itself(plan: Plan) -> bool:
-    """Return whether torch has all operations of the network in a half precision, and its gradients stay finite."""
+    """Return whether torch can compute the network and finite gradients in its dtype. 16-bit dtypes lack operations."""
     torch.manual_seed(0)
     x = plan.prepare(plan.batch(EXAMPLES, 0))
     try:
@@ -98,7 +98,7 @@ def test_a_network_that_onnxruntime_cannot_run_raises_and_does_not_crash(tmp_pat
 
 @st.composite
 def methods(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """Return a method and its settings."""
+    """Draw a method and its settings."""
     method = draw(st.sampled_from(MASKED))
     params = dict(PARAMS[method])
     if method != "dense":

@@ -1,4 +1,4 @@
-"""Attention, and networks of tokens."""
+"""Networks with attention, and networks whose inputs are tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Translator(nn.Module):
 
 
 class Cross(nn.Module):
-    """Attention of which keys and values have sizes of their own."""
+    """Attention with keys and values of other sizes than the queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Cross(nn.Module):
 
 
 class Block(nn.Module):
-    """As in GPT-2, with its Conv1D."""
+    """A block as in GPT-2: its layers are Conv1D instead of Linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Its head has the embedding's weight."""
+    """A small GPT-2. Its head and its token embedding share one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Gpt(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A recurrent one, whose head is its own."""
+    """A recurrent language model. Its head shares no weight with the embedding."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,14 +11,14 @@ from tests.strangers.networks import Stranger
 
 
 def vision_transformer() -> nn.Module:
-    """vit_b_16 with two blocks, and narrower."""
+    """Return a small vit_b_16: two blocks, narrower layers and five classes."""
     return VisionTransformer(
         image_size=32, patch_size=16, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=5
     )
 
 
 def convolutional(name: str) -> Stranger:
-    """With ten classes. All its parameters but biases and normalisations are matrices."""
+    """Return a network of torchvision with ten classes. All its parameters of more than one dimension are prunable."""
     make = partial(get_model, name, weights=None, num_classes=10)
     return Stranger(make, (2, 3, 32, 32), sum(param.numel() for param in make().parameters() if param.dim() > 1))
 

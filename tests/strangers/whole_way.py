@@ -1,4 +1,4 @@
-"""The whole way of a trial: checks, steps, a checkpoint, projection, files, and plain networks made of these."""
+"""All steps of a trial: checks, training, a checkpoint, saved files, and networks that are loaded from these files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tune_sparsity.tuner.worker.trainable import save_weights
 
 
 def go_the_whole_way(experiment: Experiment, method: str, params: dict[str, Any], folder: Path) -> Training:
-    """Return a training of two epochs that has ended, whose files are in the folder.
+    """Do all steps of a trial with two epochs. Write its files into `folder`. Return the ended training.
 
     Raises:
-        AssertionError: if anything is lost on the way, or told otherwise than it is.
+        AssertionError: if a step has a wrong result.
     """
     failed = [finding for finding in inspect(experiment) if finding.level is Level.FAILED]
     assert not failed, failed
@@ -61,14 +61,14 @@ def go_the_whole_way(experiment: Experiment, method: str, params: dict[str, Any]
 
 
 def untouched(training: Training) -> dict[str, Tensor]:
-    """Return copies of the parameters that are frozen, and not pruned."""
+    """Return copies of the parameters that must not change: they are frozen, and no method prunes them."""
     pruned = {id(layer.weight) for layer in training.sparse.layers}
     kept = {name: param for name, param in training.model.named_parameters() if not param.requires_grad}
     return {name: param.clone() for name, param in kept.items() if id(param) not in pruned}
 
 
 def _all_formats_hold(training: Training, data: Data, folder: Path) -> None:
-    """Fail unless a plain network from each file of tensors answers as the trained one does, to the last bit."""
+    """Fail unless a new network with the weights of an exported file has the same outputs as the trained network."""
     experiment, x = training.experiment, training.experiment.prepare(data.test.x)
     tensors, masks = split_masks(load_file(folder / "best" / MODEL))
     formats.save_safetensors(tensors, folder / "safetensors")

@@ -1,4 +1,4 @@
-"""Test whole studies of the command: files, states in Optuna and MLflow, exit codes."""
+"""Test whole studies from the command line: their files, the states of trials in Optuna and MLflow, exit codes."""
 
 from __future__ import annotations
 

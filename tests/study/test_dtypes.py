@@ -1,4 +1,4 @@
-"""Networks of other types of numbers than float32, and data of other types: a study ends with all its files."""
+"""Test studies of networks and data in other dtypes than float32: they end with all their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test a study and a model of commit 748a2fc, whose modules had no common package: both can still be used."""
+"""Test that a study and a model from commit 748a2fc can still be used. Its modules had no common package."""
 
 from __future__ import annotations
 

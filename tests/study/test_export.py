@@ -55,7 +55,8 @@ dense_layers = Experiment("dense-layers", load, plain, Recipe(epochs=3, batch_si
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ended studies: "images" has convolutions on bytes, "gains" a network whose neurons had gains in training."""
+    """Two ended studies: "images" of a convolutional network with uint8 inputs, and "gains" of linear layers, whose
+    neurons had gains during the training."""
     cwd = tmp_path_factory.mktemp("export")
     (cwd / "own.py").write_text(EXPERIMENT)
     for study, experiment in (("images", "images"), ("gains", "dense_layers")):

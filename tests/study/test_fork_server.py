@@ -1,4 +1,4 @@
-"""Test Ray workers that are forks of one process: shared modules, own state, and when Ray starts them itself."""
+"""Test Ray workers that are forks of one process: what they share, and when Ray starts them without a fork."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ sys.exit(3)
 
 
 def workers(script: Path, server: dict[str, str], count: int = 1, **variables: str) -> list[dict[str, Any]]:
-    """Return the outputs of the workers that fork_client.py starts in place of Ray's script."""
+    """Start workers with fork_client.py, as Ray does. Return what each worker prints."""
     command = [sys.executable, fork_client.__file__, "--language=PYTHON", str(script), "--node-id=7"]
     environment = {**os.environ, "RAY_JOB_ID": "ffffffff", **server, **variables}
     started = [
@@ -84,7 +84,7 @@ def refuse():
 
 
 def serving(code: str = SERVING) -> subprocess.Popen[str]:
-    """Start a process that forks workers. The test process cannot do it, because Ray may be loaded in it already."""
+    """Start a process that forks workers. The test process cannot do so if Ray is already loaded in it."""
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

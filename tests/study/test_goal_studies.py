@@ -1,4 +1,4 @@
-"""Test whole studies with other goals than one target, and two studies with equal options."""
+"""Test whole studies: dense layers, several targets, --front, --max-nonzero, and two studies with equal options."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_patience_ends_a_front_study_and_a_larger_patience_continues_it(experime
     assert len(rows) < 500
 
     def area(upto: int) -> float:
-        """Return the hypervolume as a sum over a fine grid of sparsities, independently of the tested code."""
+        """Return the hypervolume of the first `upto` trials, as a sum over a fine grid of sparsities."""
         grid = [0.5 + 0.45 * (n + 0.5) / 3000 for n in range(3000)]
         done = [(float(row["sparsity"]), float(row["val_accuracy"])) for row in rows[:upto]]
         return sum(max((a for s, a in done if s >= x), default=0.0) for x in grid) * 0.45 / 3000
@@ -150,7 +150,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_two_studies_with_the_same_seed_and_concurrency_1_write_equal_files(
     goal: list[str], experiment_file: Path, tmp_path: Path
 ) -> None:
-    """The second study has all its options from the file of the first."""
+    """The second study reads its options from the study.yaml of the first, except where to write its results."""
     arguments = [*goal, "--experiment", f"{experiment_file}:sometimes_nan", "--method", "lpss,gmp", "--trials", "12"]
     arguments += ["--concurrency", "1", "--seed", "3", "--gpus-per-trial", "0", "--final-seeds", "2", "--study", "same"]
     ran: list[Ran] = []

@@ -24,7 +24,7 @@ def strange(tmp_path: Path) -> Path:
 
 
 def test_resume_repeats_the_steps_that_failed_after_the_search(strange: Path, tmp_path: Path) -> None:
-    """The network fails on the test data, and cannot be logged as a model."""
+    """In the first run, the network fails on the test data, and MLflow cannot log it as a model."""
     study = ["--study", "late", "--experiment", f"{strange}:test_and_pair", "--target", "0.5", "--trials", "2"]
     ran = run_command([*study, "--scheduler", "none", "--final-seeds", "1", "--json"], tmp_path)
     assert ran.code == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""Studies that are judged by another metric than accuracy: names, directions and values, end to end."""
+"""Test studies with another metric than accuracy: its name, direction and values in all results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def regression(file: Path) -> Ran:
-    """A study of the command, with a front, two methods, and an error that is minimised."""
+    """The output of a study with --front and two methods. Its metric, the RMSE, is minimised."""
     asked = [
         "--front",
         "0.3:0.9",
@@ -58,7 +58,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def rmse_of(network: Path, part: slice) -> float:
-    """Return the RMSE of a network on some of the patients, computed without torch."""
+    """Return the RMSE of a network on a part of the diabetes data, computed with NumPy."""
     import torch
     from sklearn.datasets import load_diabetes
 

@@ -1,4 +1,4 @@
-"""Test studies with --pattern: the networks have the pattern, the record names it, and errors for other options."""
+"""Test studies with --pattern: saved networks have the pattern, and impossible patterns are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test a private Ray whose quick start fails: Ray starts through its public API, says so, and leaves nothing."""
+"""Test a private Ray whose quick start fails: Ray is started through its public API, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ print(json.dumps({
 
 
 def environment(home: Path, ray: Path | None = None) -> dict[str, str]:
-    """Return the variables of a user whose home is empty, and perhaps with another Ray."""
+    """Return environment variables with an empty home folder. If `ray` is given, Ray is imported from this folder."""
     home.mkdir(exist_ok=True)
     paths = [str(ray)] if ray else []
     path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
@@ -55,7 +55,7 @@ def environment(home: Path, ray: Path | None = None) -> dict[str, str]:
 
 
 def started(how: str, home: Path, ray: Path | None = None) -> dict[str, Any]:
-    """Start a private Ray, and run a task in it. Return what was found; nothing is left of it."""
+    """Start a private Ray with `SCRIPT`. Return what the script prints. Fail if a process or a file of Ray remains."""
     env = {**os.environ, **environment(home, ray)}
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         env.pop(name, None)
@@ -135,13 +135,13 @@ def test_a_raylet_that_does_not_start_is_reported(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Ray that has none of its private names."""
+    """The folder of a Ray without the private names that our code uses."""
     return renamed_ray([private.name for private in PRIVATE], tmp_path_factory.mktemp("other") / "ray")
 
 
 @pytest.fixture(scope="module")
 def plain_study(tmp_path_factory: pytest.TempPathFactory, other_ray: Path) -> Ran:
-    """A study of a few trials with that Ray."""
+    """The output of a study of four trials with `other_ray`."""
     cwd = tmp_path_factory.mktemp("plain")
     env = environment(cwd / "home", other_ray)
     return run_command(["--target", "0.9", "--trials", "4", "--epochs", "4", "--study", "s"], cwd, timeout=900, **env)

@@ -1,4 +1,4 @@
-"""Test the report of a study and the comparison of studies: their numbers are those of the studies' files."""
+"""Test the report of a study and the comparison of studies: they show the numbers of the studies' files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tune_sparsity.tuner.cli import main
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """Ended studies: with one target, two targets, dead neurons, a dense layer, and another experiment."""
+    """Five ended studies: with one target, with two targets, with dead neurons, with a dense layer, and of another
+    experiment."""
     storage = tmp_path_factory.mktemp("report") / "studies"
     steady = f"{experiment_file}:steady"
     run_in_process(storage, "one", experiment=steady, trials=5, seed=1)
@@ -77,7 +78,7 @@ def test_a_report_has_the_goal_and_the_results_and_loads_no_external_files(
 
 
 def test_a_report_has_the_sparsity_of_the_whole_network(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The layer of 480 weights is pruned, and the layer of 120 weights stays dense. The network has 43 biases."""
+    """One layer has 480 weights and is pruned. The other has 120 weights and stays dense. There are also 43 biases."""
     assert main(["report", "headed", "--storage", str(storage)]) == 0
     text = " ".join(Page(storage / "headed" / "report.html").text.split())
     assert "50.00% of its weights are zero: 240 of 480 are left" in text

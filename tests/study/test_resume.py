@@ -1,4 +1,4 @@
-"""Test interrupted studies: their records, lock and secrets, and that they can be resumed."""
+"""Test interrupted studies: the record after a resume, the lock of a study, and that no password is stored."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def accuracy(number: int) -> float:
 
 
 def train(study: StudyRun, number: int, first: int, last: int, past: int = 0) -> bool:
-    """Report epochs like a worker. Return whether the trial may go on."""
+    """Report the epochs of a trial to the study, as a worker does. Return False if the study stops the trial."""
     epochs = [Epoch(at, measured(accuracy(number) * at / 6)) for at in range(1, max(past, last) + 1)]
     if past:
         study.epochs(number, epochs[:past], again=True)
@@ -271,8 +271,8 @@ ENDS = [
 
 
 def run_until_ended(arguments: list[str], cwd: Path, signals: list[signal.Signals]) -> tuple[int, str]:
-    """Run a command until its study has two more trials, and end the command by the signals. If there are none, kill
-    Ray. Return the exit code and the output on stderr."""
+    """Run a command until trials.csv has two new rows, and end the command with `signals`. Without signals, kill Ray's
+    raylet. Return the exit code and the output on stderr."""
     table = cwd / "studies" / "s" / "trials.csv"
     before = len(rows_of(table))
     command = [sys.executable, "-m", "tune_sparsity", *arguments]

@@ -31,7 +31,7 @@ def strange(tmp_path: Path) -> Path:
 
 
 def accuracy(tensors: dict[str, Tensor], test: Split) -> float:
-    """Return the accuracy of the plain network. A wrapper that doubles the outputs does not change the accuracy."""
+    """Return the accuracy of the network without wrappers. A wrapper that doubles the outputs would not change it."""
     network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
     network.load_state_dict(tensors)
     return float((network.eval()(test.x).argmax(1) == test.y).double().mean())
@@ -97,7 +97,7 @@ def test_a_compiled_network_in_bfloat16_trains_in_workers_and_is_logged(strange:
 def test_a_study_of_an_earlier_version_is_exported(
     strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The weights in the study's file have the wrapper's prefix."""
+    """In the study's file, the names of the weights have the wrapper's prefix `_orig_mod.`."""
     from safetensors.torch import save_file
 
     folder = run_in_process(

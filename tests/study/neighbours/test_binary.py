@@ -1,4 +1,4 @@
-"""Test studies with --max-bytes that search binary networks, and the errors if a network cannot be binary."""
+"""Test studies with --max-bytes that search binary networks, and the errors for networks without a binary form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies with groups of two networks, from the option to the exported files and MLflow's model."""
+"""Test studies with --group cascade (groups of two networks): results, exported files and MLflow's model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {"trials": 8, "epochs": 6, "scheduler": "none", "group
 
 
 class Late:
-    """A tracker that is made at the first call of the study, because the study's folder does not exist before."""
+    """A tracker that is made when a study first uses it. Before that, the study's folder does not exist."""
 
     def __init__(self, storage: Path) -> None:
         self._storage = storage
@@ -46,7 +46,7 @@ class Late:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """A study of a front with groups, which MLflow has recorded."""
+    """The folder of a study with --front and --group. MLflow has recorded the study."""
     storage = tmp_path_factory.mktemp("grouped") / "studies"
     own = f"{experiment_file}:steady"
     return run_in_process(storage, "g", front="0.5:0.97", experiment=own, tracker=Late(storage), **OPTIONS)
@@ -67,7 +67,7 @@ def answer_of(experiment: Experiment, state: dict[str, torch.Tensor]) -> Any:
 
 
 def used(folder: Path, experiment: Experiment) -> tuple[dict[str, Any], Cascade]:
-    """Return the last group, and its function, which is computed by the study's networks."""
+    """Return the last group in result.json, and a Cascade of the group's two networks."""
     group = result_of(folder)["group"]["groups"][-1]
     stored = (load_file(folder / "front" / group[part] / "model.safetensors") for part in ("small", "large"))
     return group, Cascade(*(answer_of(experiment, split_masks(one)[0]) for one in stored), group["theta"])
@@ -156,7 +156,7 @@ class Convolution(torch.nn.Module):
 @pytest.mark.parametrize("passed", [0, 60, 256])
 @torch.no_grad()
 def test_the_onnx_graph_runs_if_no_some_or_all_rows_reach_the_large_network(passed: int, tmp_path: Path) -> None:
-    """The networks are convolutions on bytes. The batches have 1 and 256 rows. onnxruntime optimises the graph."""
+    """The networks are convolutional, with uint8 inputs. onnxruntime optimises the graph, and runs 1 and 256 rows."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -1,4 +1,4 @@
-"""Studies with an ensemble around their best network."""
+"""Test studies with --ensemble resample: networks with random weights around those of the best network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test studies with --max-latency: the last measurement decides, is reported, and is not repeated."""
+"""Test studies with --max-latency: the best network is measured. If it is too slow, a smaller network replaces it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies whose group has a network that was trained again, from the option to the exported files."""
+"""Test studies with --group reflect, which trains the large network of a group again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """A study that keeps the network that is trained again, because a patch gives its cascades the accuracy 0."""
+    """A study that keeps the retrained network, because a patch gives the groups without it the accuracy 0."""
     tell = cascade.group_document
 
     def worse(*args: Any) -> dict[str, Any]:

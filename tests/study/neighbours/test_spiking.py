@@ -1,4 +1,4 @@
-"""A study of a spiking network: synaptic operations and spike rates in its files, and the network as files."""
+"""Test a study of a spiking network: its synaptic operations and spike rates, and the export of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiments whose inputs are nests, or whose data are not in memory, as a user's file."""
+"""The text of a user's file: experiments with dicts or tuples as inputs, or whose examples are loaded one by one."""
 
 EXPERIMENTS = '''
 from pathlib import Path

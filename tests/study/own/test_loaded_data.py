@@ -1,4 +1,4 @@
-"""Studies of nested inputs, and of data that are loaded when they are needed."""
+"""Test studies with nested inputs, and with examples that a data set loads during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test studies with other metrics than accuracy: all files and records have the metric's name."""
+"""Test studies with other metrics than accuracy: in all files and records, results are named after the metric."""
 
 from __future__ import annotations
 

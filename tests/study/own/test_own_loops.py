@@ -1,4 +1,4 @@
-"""Test studies of users' training loops, from the command and from Python."""
+"""Test studies that search the settings of a user's training loop, from the command line and from Python."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_the_command_searches_the_settings_of_a_training_loop(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The study has all results of an experiment's study: files, test value, exports, MLflow's model, final seeds."""
+    """As for an experiment, the study has files, a test accuracy, exports, a model in MLflow, and final seeds."""
     options = ["--target", "0.8", "--trials", "6", "--study", "own", "--final-seeds", "2", "--json"]
     ran = run_command(["--experiment", "loops.py:train", *options], file.parent)
     assert ran.code == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""Studies whose trials are trained by two processes each."""
+"""Test studies with --workers-per-trial 2: two processes train each trial."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def ran(folder: Path, name: str, study: str, **options: Any) -> Ran:
 
 
 def trials(folder: Path, study: str) -> list[dict[str, str]]:
-    """The rows of trials.csv, without what depends on the clock."""
+    """Return the rows of trials.csv without the column `seconds`."""
     rows = csv.DictReader((folder / "studies" / study / "trials.csv").open())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def both(own: Path) -> tuple[Ran, list[str]]:
-    """An undisturbed study with two processes for each trial, and the lines that its processes have written."""
+    """The output of a study with two processes for each trial, and the lines that these processes write into `pids`."""
     done = ran(own, "steady", "both", final_seeds=1, workers_per_trial=2)
     return done, (own / "pids").read_text().splitlines()
 

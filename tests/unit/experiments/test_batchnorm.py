@@ -1,4 +1,4 @@
-"""Measured running statistics are those of the data, nothing else changes, and the former state can be restored."""
+"""Test that running statistics of batch norm are remeasured from the data, and that the old ones can be restored."""
 
 from __future__ import annotations
 

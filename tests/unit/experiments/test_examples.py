@@ -1,4 +1,4 @@
-"""Examples in memory, in nests, and behind a DataLoader: order, batches, resumption, memory."""
+"""Test examples in tensors, in dicts and tuples of tensors, and from a DataLoader: order, resumption, memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GMP = {"final_sparsity": 0.5, "lr": 0.05}
 
 
 class Noisy(Dataset):
-    """Draws from torch's, NumPy's and Python's random numbers for each example."""
+    """A data set whose examples contain random numbers from torch, NumPy and Python."""
 
     def __init__(self, count: int = 40) -> None:
         self.count = count

@@ -36,7 +36,7 @@ def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def scored(metric: Any, outputs: Any, targets: Any, sizes: tuple[int, ...]) -> float:
-    """Return the metric's value if outputs and targets arrive in batches of these sizes."""
+    """Return the metric's value after batches of these sizes."""
     scorer = Scorer(metric_of(metric), CPU)
     for x, y in zip(outputs.split(sizes), targets.split(sizes), strict=True):
         scorer.add(x, y)

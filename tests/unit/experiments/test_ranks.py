@@ -1,4 +1,4 @@
-"""Two processes that train one network together, against one process at the same batches."""
+"""Test two processes that train one network together, against one process that trains on the same batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 class Numbers(Dataset[Any]):
-    """Holds the examples of a split. `asked` lists the indices of the examples that were loaded."""
+    """A data set with the examples of a split. `asked` lists the indices of the examples that were loaded."""
 
     def __init__(self, split: Split) -> None:
         self.split, self.asked = split, list[int]()
@@ -46,7 +46,7 @@ class Numbers(Dataset[Any]):
 
 
 class Stream(IterableDataset[Any]):
-    """Gives a split in an order that is drawn from torch's global generator."""
+    """An iterable data set of a split, in an order that is drawn from torch's global generator."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -65,7 +65,7 @@ def split_of(count: int, dtype: torch.dtype) -> Split:
 
 
 class Partly(nn.Module):
-    """Has a layer that is never used, one that only some examples use, and a buffer."""
+    """A network with a layer that is never used, a layer that only some examples use, and a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def shaken(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Unlike(nn.Linear):
-    """Begins with different weights in each process and at each call."""
+    """A layer with other first weights in each process and at each call."""
 
     def __init__(self) -> None:
         super().__init__(12, 3)
@@ -180,7 +180,8 @@ def stream(ranks: OneRank) -> dict[str, Any]:
 
 
 def noise(ranks: Ranks) -> list[float]:
-    """Return random numbers: drawn in `own_noise`, from `own_generator`, and then from the two shared generators."""
+    """Return four random numbers: one in `own_noise`, one from `own_generator`, and one from each of the two generators
+    that all ranks share (torch's global generator and `order`)."""
     torch.manual_seed(3)
     order = torch.Generator().manual_seed(3)
     with ranks.own_noise():
@@ -212,7 +213,7 @@ TOGETHER: dict[str, Callable[[Any], Any]] = {
 
 
 def run_all(rank: int, folder: Path) -> None:
-    """Call every function in `TOGETHER` as one of the ranks, and save their results or errors."""
+    """Call every function in `TOGETHER` as the given rank, and save the results or errors."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for number, (name, function) in enumerate(TOGETHER.items()):
@@ -227,14 +228,14 @@ def run_all(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return the results of all functions in `TOGETHER` on each rank."""
+    """Start all ranks as processes. Return the results of `run_all` for each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(run_all, (folder,), SIZE)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(SIZE)]
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Return whether nests of tensors and numbers are equal to the last bit."""
+    """Return whether two nested structures of tensors and numbers are equal, bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):

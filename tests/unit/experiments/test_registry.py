@@ -1,4 +1,4 @@
-"""Experiments are found by their names. If there is no such experiment, the error is one line."""
+"""Test that experiments are found by their names, and that the error for an unknown name is one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def one_line(name: str) -> str:
-    """Return the message of the ValueError. It must be one line."""
+    """Return the message of the ValueError that `find` raises for a name. The message must be one line."""
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is what is tested
         find(name)
     assert "\n" not in str(error.value)

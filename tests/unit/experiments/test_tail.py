@@ -1,4 +1,4 @@
-"""Trials with averaged weights or weights of few bits: their measurements, their statistics and their resumption."""
+"""Test trainings that end with averaged weights or weights of few bits: measurements, statistics, resumption."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_measuring_does_not_change_the_trained_weights() -> None:
 
 
 def test_running_statistics_are_measured_with_the_averaged_weights() -> None:
-    """The outputs equal those of a copy whose statistics come from one batch of all training examples."""
+    """The outputs equal those of a copy of the network, whose running statistics come from one batch of all training
+    examples."""
     training = start()
     while not training.finished:
         training.train()

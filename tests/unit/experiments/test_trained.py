@@ -1,4 +1,4 @@
-"""If an experiment's network is already trained, the first epoch also measures the accuracy under the first masks."""
+"""If an experiment's network is already trained, its first epoch also measures its accuracy with the first masks."""
 
 from __future__ import annotations
 

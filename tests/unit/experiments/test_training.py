@@ -38,7 +38,7 @@ def small_data(n: int = 100) -> Data:
 
 
 def noisy() -> nn.Module:
-    """A network with its own randomness and its own buffers."""
+    """A network that draws random numbers (dropout) and has buffers (batch normalisation)."""
     return nn.Sequential(
         nn.Linear(12, 20),
         nn.BatchNorm1d(20),
@@ -178,7 +178,7 @@ def test_measurements_of_an_epoch_describe_the_network_at_its_end() -> None:
 
 
 def test_accuracy_at_target_uses_running_statistics_of_the_pruned_network() -> None:
-    """With the statistics from before the projection, the removed weights would shift every activation."""
+    """Running statistics of the network before it is pruned would not fit the activations of the pruned network."""
     data, which = small_data(), experiment(noisy)
     training = start(which)
     measured = training.epoch()
@@ -261,7 +261,7 @@ def test_resumed_training_equals_an_unbroken_one(model: Any, done: int) -> None:
 
 
 class Shift:
-    """An augmentation that records its inputs."""
+    """An augmentation that adds a random number to each example, and records its inputs."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []

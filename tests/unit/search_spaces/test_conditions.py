@@ -207,7 +207,8 @@ def test_a_study_of_one_target_tries_the_first_points_of_the_nearest_targets(tmp
 
 
 def test_a_priors_centre_is_interpolated_between_targets(tmp_path: Path) -> None:
-    """At .95 the density .05 lies log(.1 / .05) / log(.1 / .02) of the way from .9 to .98."""
+    """The centre is interpolated in the logarithm of the density, 1 - target. From target .9 (density .1) to target .98
+    (density .02), target .95 (density .05) lies log(.1 / .05) / log(.1 / .02) of the way."""
     file = tmp_path / "space.yaml"
     lr = "  lr: {type: float, low: 0.01, high: 1, log: true, prior: {centre: {0.98: 0.2, 0.9: 0.05}, width: 0.1}}\n"
     file.write_text(BASE + lr + "first:\n  - {p: 1.5}\n")

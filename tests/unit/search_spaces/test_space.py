@@ -30,7 +30,7 @@ parameters:
 
 
 def inside(space: Space, point: dict[str, Any]) -> bool:
-    """Return whether the space searches every value of a point."""
+    """Return whether each value of a point is one that the space searches."""
     return all(
         space.distributions[name]._contains(space.distributions[name].to_internal_repr(value))
         for name, value in point.items()
@@ -67,7 +67,7 @@ def test_final_sparsity_lies_in_the_lowest_fifth_between_the_target_and_1(name: 
 
 
 def theorys(target: float) -> dict[str, Any]:
-    """Return the first point of lpss that uses the published threshold adaptation."""
+    """Return the point of the space lpss, under its key `first`, that has the published threshold adaptation."""
     (point,) = [point for point in load_space("lpss", target).first if point["drop"] == "threshold"]
     return point
 
@@ -184,12 +184,12 @@ def test_the_error_for_an_unknown_space_suggests_the_nearest_name() -> None:
 
 
 def parameter(text: str) -> str:
-    """Return a space with one more parameter, on line 5."""
+    """Return the text of a space with one more parameter. `text` is its line 5."""
     return f"{BASE}  {text}\n"
 
 
 def first(text: str) -> str:
-    """Return a space with first points, from line 6 on."""
+    """Return the text of a space with the key `first`. `text` begins on line 6."""
     return f"{BASE}first:\n{text}\n"
 
 

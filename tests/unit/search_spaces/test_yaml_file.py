@@ -35,7 +35,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_once() -> Iterator[None]:
-    """End a test that takes more than two minutes."""
+    """Make a test fail if it takes more than two minutes."""
 
     def late(signum: int, frame: object) -> None:
         raise TimeoutError("a small file took more than two minutes")

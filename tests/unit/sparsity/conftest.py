@@ -11,7 +11,8 @@ from tune_sparsity.sparsity.optim import fused
 
 @pytest.fixture(scope="module", params=["compiled", "torch"])
 def either_step(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Once with the compiled step, and once with torch's operations, as where there is no compiler."""
+    """Run each test twice: with the compiled step, and with the operations of torch that replace it if there is no
+    compiler."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
             patch.setattr(fused, "kernel", None)

@@ -1,4 +1,4 @@
-"""Test CIFAR-10: the splits of torchvision's data, the small subset, and one-line errors for missing data."""
+"""Test CIFAR-10: the splits of the data set in torchvision, the small subset, and one-line errors for missing data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digits: sizes, strata, and no example in two splits."""
+"""Test the splits of the digits: sizes, class proportions, and no example in two splits."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ arrays = npst.arrays(np.uint8, npst.array_shapes(min_dims=0, max_dims=4, min_sid
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The bytes of an IDX file, as its format is described."""
+    """Return the bytes of an IDX file, written without the tested code."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
@@ -180,7 +180,7 @@ def damaged(path: Path, how: str) -> None:
 
 @pytest.fixture
 def linked(data_dir: Path, tmp_path: Path) -> Path:
-    """A data folder of its own, with links to the real files of MNIST."""
+    """A data folder for one test, with links to the real files of MNIST."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in FILES:

@@ -1,4 +1,4 @@
-"""The built-in sequences: the examples and splits of the flat data, with time and features the right way round."""
+"""Test the built-in data sets of sequences: their examples, their splits, and the order of time and features."""
 
 from __future__ import annotations
 

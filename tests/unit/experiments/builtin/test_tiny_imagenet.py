@@ -28,7 +28,8 @@ def save(path: Path, shade: int, size: tuple[int, int] = (64, 64), mode: str = "
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The standard layout with three classes of four images each, and six labelled ones in an order of their own."""
+    """The standard layout: four training images in each of three classes, and six validation images. The file of the
+    validation labels has another order than the images."""
     root = tmp_path / "tiny-imagenet-200"
     for kind, name in enumerate(CLASSES):
         for k in range(4):

@@ -1,4 +1,4 @@
-"""Wide residual networks: published sizes, shapes, block by block, and initial weights."""
+"""Test wide residual networks: published sizes, shapes, the outputs of a block, and initial weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that each check finds an experiment with its fault, describes it in one line, and accepts sound ones."""
+"""Test that each check finds its kind of fault, describes it in one line, and accepts experiments without faults."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_data(**parts: object) -> Experiment:
 
 
 def with_forward(change: Callable[[nn.Module, Tensor], object]) -> Experiment:
-    """Return an experiment whose module has the sound network as its attribute `net`, and `change` as forward pass."""
+    """Return an experiment whose forward pass is `change`. Its module has the sound network as attribute `net`."""
 
     class Changed(nn.Module):
         def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Table(nn.Module):
 
 
 def one_in_thirty(name: str) -> Split:
-    """Return the split with other labels: nine of ten labels are 0."""
+    """Return the split with other labels: of each thirty labels, one is 1, one is 2, and the others are 0."""
     x = getattr(DATA, name).x
     return Split(x, torch.where(torch.arange(len(x)) % 30 < 3, torch.arange(len(x)) % 30, 0))
 

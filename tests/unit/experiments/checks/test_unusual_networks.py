@@ -20,7 +20,7 @@ def failures(**changed: Any) -> dict[str, str]:
 
 
 class Statistics(nn.Module):
-    """A network in bfloat16. With a share above 0, the outputs depend on the mean of the batch."""
+    """A network in bfloat16. It subtracts the mean output of the batch, times `share`, from each output."""
 
     def __init__(self, share: float = 0.0) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Statistics(nn.Module):
 
 
 class RoundedInBatches(Statistics):
-    """A network whose outputs are rounded differently in batches of several examples, like sums in another order."""
+    """A network whose outputs in a batch differ from those of a single example by a rounding error of bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (1 + 2**-7 * (len(x) > 1))
@@ -45,7 +45,8 @@ def test_rounding_in_bfloat16_does_not_fail_the_batches_check() -> None:
 
 
 class Teacher(nn.Module):
-    """A network with a layer that follows a trained layer. If the layer is not frozen, it is pruned itself."""
+    """A network with a layer `teacher`, whose weight is a moving average of the weight of `body`. If it is not frozen,
+    the teacher itself is pruned."""
 
     def __init__(self, *, frozen: bool = True) -> None:
         super().__init__()

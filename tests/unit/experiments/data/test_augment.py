@@ -1,4 +1,4 @@
-"""Test augmentations of batches against those of single images, and their random numbers."""
+"""Test augmentations: each image of a batch against NumPy, and the random numbers that are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test held-out examples: their number, class proportions and repeatability, and the search for copies."""
+"""Test held-out examples: their number, class proportions and repeatability; and the search for equal examples."""
 
 from __future__ import annotations
 

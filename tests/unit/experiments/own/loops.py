@@ -1,4 +1,4 @@
-"""Loops of one's own for tests, as the text of a file: each is a user's `train` with something special about it."""
+"""The text of a user's file with training loops. Most of them differ from `train` in one point, often a mistake."""
 
 LOOPS = """
 import time

@@ -97,7 +97,8 @@ def test_a_stopped_trial_ends_its_loop(file: Path) -> None:
 
 
 def test_an_evaluation_keeps_the_training_mode_and_the_random_state(file: Path) -> None:
-    """While masks change, each epoch has two evaluations; without masks, one. Both trainings have the same dropout."""
+    """The sparse training evaluates twice in an epoch, because its masks still change; the dense training evaluates
+    once. After the epoch, both have the same random state."""
     experiment = loop(file, "train")
     sparse, dense = begun(experiment), begun(experiment, "dense")
     sparse.epoch(), dense.epoch()
@@ -161,7 +162,8 @@ def test_a_loop_with_more_or_fewer_steps_than_announced_meets_its_sparsity(file:
 
 
 def test_a_loop_that_catches_every_exception_still_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the stop, a step raises Stopped. It is a BaseException, and the loop catches only Exception."""
+    """After the stop, a step of the loop raises Stopped. The loop catches only Exception, and Stopped is a
+    BaseException."""
     training = begun(loop(file, "goes_on"))
     training.epoch()
     monkeypatch.setattr(module, "_PATIENCE", 5.0)

@@ -1,4 +1,4 @@
-"""Test spiking networks: their outputs against loops over steps, their prunable weights, and trainings."""
+"""Test spiking networks: their outputs against loops over time steps, their prunable weights, and trainings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(*sizes: int, seed: int = 0, **options: Any) -> SpikingNetwork:
 
 
 def moved(net: SpikingNetwork) -> SpikingNetwork:
-    """Return the network with changed neuron constants and with running statistics of some inputs."""
+    """Return the network in evaluation mode, with changed one-dimensional parameters and new running statistics."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in net.parameters():
@@ -41,7 +41,7 @@ def inputs(*shape: int, seed: int = 2) -> Tensor:
 
 
 def by_steps(net: SpikingNetwork, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The outputs and the spikes of a network in evaluation mode, layer by layer and step by step."""
+    """Return the outputs and the spikes of a network in evaluation mode, computed layer by layer and step by step."""
     seen, sent = {"input": x}, []
     for i, layer in enumerate(net.hidden):
         assert isinstance(layer, SpikingLayer)
@@ -69,7 +69,8 @@ def test_the_network_equals_its_computation_step_by_step(options: dict[str, Any]
 
 
 def test_a_plain_network_is_feed_forward() -> None:
-    """Compare a network without self-recurrence and skips, at the initial constants, with its written-out formula."""
+    """Compare a network without self-recurrence and skip connections with its formula. Its neuron constants are the
+    initial ones."""
     net = network(5, 8, 3, **PLAIN, normalise=False, tau_membrane=4.0, tau_synapse=2.0)
     x = inputs(3, 6, 5)
     w, out = net.hidden[0].weights["input"].weight, net.readout.weights["hidden_0"].weight

@@ -1,4 +1,4 @@
-"""Synaptic operations against a count of every spike and every weight, and against their closed forms."""
+"""Test the number of synaptic operations against a count of each spike and each weight, and against closed forms."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def macs_of(network: nn.Module, x: Tensor) -> int:
 
 
 def brute_force(network: SpikingNetwork, x: Tensor) -> int:
-    """Every operation of all examples, counted one by one."""
+    """Return the number of operations on all examples, counted spike by spike."""
     network.eval()
     seen, spiked, count = {"input": x}, dict[str, Tensor](), 0
     layers = [*network.hidden, network.readout]

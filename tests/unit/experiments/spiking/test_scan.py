@@ -1,4 +1,4 @@
-"""Test the scan against autograd through single steps, its compiled form against torch, and closed forms."""
+"""Test the scan of neurons over time: against autograd of single steps, compiled against torch, and closed forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def either_scan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def drawn(shape: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Constants]:
-    """Return currents and constants that need gradients. In each step, about a third of the neurons spike."""
+    """Return random currents and neuron constants that need gradients. About a third of the neurons spike in a step."""
     generator = torch.Generator().manual_seed(seed)
     currents = torch.randn(shape, generator=generator, dtype=torch.float64).mul(1.2).to(dtype).requires_grad_()
     v = torch.randn(shape[2], generator=generator, dtype=torch.float64).to(dtype).requires_grad_()

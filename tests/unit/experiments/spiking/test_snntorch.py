@@ -1,4 +1,4 @@
-"""The scan against another library's neuron: snntorch's Leaky, whose potential a spike sets to zero."""
+"""Test the scan against a neuron of another library: snntorch's Leaky, which sets its potential to 0 after a spike."""
 
 from __future__ import annotations
 

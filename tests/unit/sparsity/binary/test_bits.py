@@ -1,4 +1,4 @@
-"""Signs as packed bits."""
+"""Test signs that are packed as bits."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def exact(y: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of the normalisation's definition, by autograd."""
+    """Return the gradient of the normalisation: autograd computes it from the definition."""
     y = y.clone().requires_grad_()
     centred = y - y.mean((0, 2))[:, None]
     (centred / centred.abs().mean((0, 2))[:, None]).backward(grad)
@@ -74,7 +74,7 @@ PRODUCTS: list[tuple[Product, tuple[int, ...], tuple[int, ...]]] = [
 
 
 def reference(product: Product, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the same product, computed with operations of torch that autograd can differentiate."""
+    """Return the result of `product`, computed with operations of torch that autograd can differentiate."""
     if isinstance(product, LinearProduct):
         return F.linear(x, weight)
     (rows, columns), pool = product.padding, product.pool
@@ -102,7 +102,7 @@ def test_gradients_of_products_are_those_of_autograd(
 def test_a_block_computed_in_parts_equals_the_block_computed_at_once(
     product: Product, inputs: tuple[int, ...], weights: tuple[int, ...], kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A block that computes eight rows at a time equals plain tensor operations on all rows."""
+    """A block that computes eight rows at a time has the outputs and gradients of tensor operations on all rows."""
     monkeypatch.setattr("tune_sparsity.sparsity.binary.blocks._TOGETHER", 1)
     latent, x = 0.3 * random(*weights, seed=2), signs(random(*inputs, seed=1)).requires_grad_()
     block = BinaryBlock(latent, product, kind, None)
@@ -137,7 +137,7 @@ def test_parts_of_a_weight_begin_at_whole_bytes_and_cover_all_rows() -> None:
 
 
 def retained(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
-    """Return the bytes of the tensors that autograd saves for the backward pass, without the tensors in `own`."""
+    """Return the bytes that autograd saves for the backward pass. Tensors in `own` exist anyway and are not counted."""
     sizes, known = dict[int, int](), {tensor.untyped_storage().data_ptr() for tensor in own}
 
     def pack_hook(tensor: Tensor) -> Tensor:

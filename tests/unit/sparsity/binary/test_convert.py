@@ -79,7 +79,7 @@ def test_hidden_thresholds_are_whole_numbers_of_two_bytes() -> None:
 
 @pytest.mark.parametrize("n", range(1, 131))
 def test_counting_different_bits_gives_the_inner_product_of_signs(n: int) -> None:
-    """An inner product of signs is n - 2 popcount(x xor w), for every width."""
+    """The inner product of n signs x and n signs w is n - 2 popcount(x xor w), for every n."""
     generator = torch.Generator().manual_seed(n)
     x, w = (signs(torch.randn(6, n, generator=generator)) for _ in range(2))
     counted = [

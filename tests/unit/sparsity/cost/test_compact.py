@@ -24,10 +24,10 @@ shapes = st.tuples(sizes, sizes) | st.tuples(sizes, sizes, st.just(3), st.just(2
 
 
 def few_rows_and_columns(shape: tuple[int, ...], seed: int, together: int = 1) -> Tensor:
-    """Return a mask that is 0 in about half of the first and of the second dimension.
+    """Return a mask that is 0 in about half of its rows (first dimension) and half of its columns (second dimension).
 
     Args:
-        together: the number of neighbours that are used or not used together.
+        together: rows and columns are chosen in groups of this many neighbours.
     """
     generator, mask = Generator().manual_seed(seed), torch.ones(shape, dtype=torch.bool)
     for dim, size in enumerate(shape[:2]):
@@ -45,7 +45,7 @@ def scattered(count: int) -> list[int]:
 
 
 def entropy(count: int) -> float:
-    """Return the entropy, in bytes, of a random set of `count` of 500 rows."""
+    """Return the entropy, in bytes, of a random choice of `count` rows out of 500."""
     return math.log2(math.comb(500, count)) / 8
 
 

@@ -28,7 +28,7 @@ COUNT = 10_000 if is_long() else 1000
 
 
 def small_matrices() -> list[bytes]:
-    """Return the bytes of files with all forms of small matrices."""
+    """Return the bytes of packed files with all storage forms for tensors that have few used rows and columns."""
     rows, columns = torch.arange(24).view(-1, 1), torch.arange(40)
     few = (rows % 7 < 3) & (columns > 9) & (columns % 8 < 5)
     some = few & ((rows + columns) % 3 == 0)
@@ -42,7 +42,7 @@ def small_matrices() -> list[bytes]:
 
 
 def networks() -> list[bytes]:
-    """Return the bytes of files with all forms and types."""
+    """Return the bytes of packed files with all storage forms and number types."""
     shared = sparse((8, 9), 0.2, 3)
     return [
         encode({"a": sparse((20, 30), 0.1, 0), "b": torch.randn(20)}, {"a"}),
@@ -80,7 +80,7 @@ def damaged(count: int, seed: int = 0) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read(data: bytes) -> dict[str, Packed] | None:
-    """Return the tensors, or None if the reader refuses them in one line."""
+    """Return the tensors of a file, or None if the reader refuses the file with an error of one line."""
     try:
         return decode(data)
     except ValueError as error:
@@ -149,7 +149,7 @@ def test_a_tensor_that_no_memory_holds_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a program with packed.h and the address sanitizer. It reads files and prints their content."""
+    """A compiled C program with packed.h and the address sanitizer. It reads packed files and prints their content."""
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("a C compiler: cc")
     path = tmp_path_factory.mktemp("c") / "read"
@@ -161,8 +161,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def through_c(program: Path, files: list[bytes]) -> list[list[tuple[str, bytes, bytes]] | None]:
-    """Return of each file the names of its tensors, their numbers as float32, and their products with 1, 2, 3, ...;
-    None of a file that is refused."""
+    """Return the tensors of each file as the C program reads them, or None if the program refuses the file. A tensor is
+    its name, its numbers as float32, and the product of its rows with the vector 1, 2, 3, ..."""
     given = b"".join(len(data).to_bytes(8, "little") + data for data in files)
     done = subprocess.run([program], input=given, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
@@ -188,7 +188,8 @@ def through_c(program: Path, files: list[bytes]) -> list[list[tuple[str, bytes, 
 
 
 def as_c_has_it(one: Packed) -> tuple[bytes, np.ndarray]:
-    """Return the numbers as float32, and the products in double precision."""
+    """Return what the C program should print for a tensor: its numbers as float32, and the product of its rows with the
+    vector 1, 2, 3, ... in double precision."""
     dense = one.array().astype(np.float32)
     rows = dense.reshape(one.shape[0] if one.shape else 1, -1).astype(np.float64)
     return dense.tobytes(), rows @ np.arange(1, rows.shape[1] + 1)

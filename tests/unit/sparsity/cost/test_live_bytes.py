@@ -1,4 +1,4 @@
-"""The bytes of the live tensors, and their peak, equal counts by hand."""
+"""Test the counted bytes of the tensors that exist at a time, and the peak of this number, against counts by hand."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.layers import Layer
 
 
 def macs(model: nn.Module, example: Any, rules: LayerRules | None = None) -> int | None:
-    """Return the multiply-adds with weights that are not zero, of all prunable layers."""
+    """Return the number of multiply-adds in all prunable layers; weights that are zero do not count."""
     layers = prunable_layers(model, rules or LayerRules(), sphere=False)
     uses = count_uses(model, layers, example)
     return None if uses is None else uses.macs({one.name: int(one.weight.count_nonzero()) for one in layers})

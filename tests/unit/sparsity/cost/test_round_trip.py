@@ -28,7 +28,7 @@ densities = st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
 
 
 def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Return a tensor of random bits."""
+    """Return a tensor of numbers whose bits are random."""
     generator = Generator().manual_seed(seed)
     if dtype == torch.bool:
         return torch.randint(0, 2, shape, generator=generator).bool()
@@ -50,7 +50,7 @@ def sparse(shape: tuple[int, ...], density: float, seed: int, dtype: torch.dtype
 
 
 def codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> Codes:
-    """Return codes of all magnitudes. A row without codes has the scale 0."""
+    """Return random integer codes of weights, of all magnitudes. A row in which all codes are 0 has the scale 0."""
     generator = Generator().manual_seed(seed)
     size = torch.randint(1, min(127, 1 << (bits - 1)) + 1, shape, generator=generator)
     sign = 2 * torch.randint(0, 2, shape, generator=generator) - 1
@@ -134,7 +134,7 @@ def test_the_smallest_storage_form_is_chosen_for_each_mask() -> None:
 def test_the_index_size_of_a_random_mask_is_near_the_entropy_of_the_mask(
     shape: tuple[int, ...], sparsity: float
 ) -> None:
-    """The size of the index is compared with the logarithm of the number of masks with as many nonzero weights."""
+    """The size is compared with the logarithm of the number of masks that have the same number of nonzero weights."""
     n = math.prod(shape)
     z = round(n * (1 - sparsity))
     ways = (math.lgamma(n + 1) - math.lgamma(z + 1) - math.lgamma(n - z + 1)) / math.log(2)
