@@ -45,8 +45,11 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer | Direct) -> Step:
 
 
 def sparse(training: SparseTraining, *, kind: str) -> Step:
-    """Return a function that trains a step. `kind` says which kernels start together, in recorded CUDA graphs: none
-    ("kernel by kernel"), those of the optimizer's step ("alone"), or also those of the passes ("recorded")."""
+    """Return a function that trains a step. `kind` is "kernel by kernel", "alone" or "recorded".
+
+    With "kernel by kernel", each kernel starts by itself. With "alone", only the kernels of the optimizer's step start
+    together, in a CUDA graph. With "recorded", the kernels of the forward and backward passes do this, too.
+    """
     held, recorded = list[Tensor](), RecordedPasses(training.model.parameters())
     if kind == "kernel by kernel":
         training._recorded._can_record = lambda: False

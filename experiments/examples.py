@@ -119,7 +119,7 @@ def at_once(nest: Any) -> int:
     """Return the batch size for an evaluation: 4096, or less if the examples are large.
 
     Args:
-        nest: at least one example. It gives the number of elements in an example.
+        nest: the nested tensors of one or more examples. Their number of elements decides how large an example is.
     """
     return max(1, min(4096, _ASKED_NUMBERS * length(nest) // max(1, numbers(nest))))
 

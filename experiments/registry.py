@@ -83,12 +83,13 @@ class OldImport(ValueError):
 def find(name: str) -> Experiment:
     """Return the experiment with this name.
 
-    A user's file may import modules in its own folder. The module of package.module:name may be installed, or lie in
-    the current folder. This function therefore adds the file's folder or, for package.module:name, the current folder
-    at the end of sys.path. Installed modules come first.
+    This function adds a folder at the end of sys.path, after the installed modules. For an experiment in a file, this is
+    the file's folder, so that the file can import modules that lie beside it. For an experiment in a module, it is the
+    current folder, because the module may lie there instead of being installed.
 
     Args:
-        name: the name of a built-in experiment, path/to/file.py:name or package.module:name.
+        name: the name of a built-in experiment, path/to/file.py:name for an experiment in a file, or
+            package.module:name for an experiment in a module.
 
     Raises:
         ValueError: if the name is unknown, if the file or module cannot be imported, or if it does not contain the

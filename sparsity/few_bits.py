@@ -152,8 +152,8 @@ class Precision(NamedTuple):
 
 def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
     """Return a dict from names of biases to the names of their weights. A training with few bits sets these biases to 0
-    in rows whose weights are all masked. The bias of the last layer is left out, because no later bias could replace
-    it."""
+    in rows whose weights are all masked. Such a row only adds a constant, which the biases of later layers can add as
+    well. The dict therefore does not contain the bias of the last layer."""
     params, found = dict(plain_parameters(model)), {}
     for layer in layers[:-1]:
         name = layer.name.removesuffix("weight") + "bias"

@@ -31,7 +31,7 @@ def grid(task: Task, count: int, seed: int) -> Measured:
 
 
 def redrawn(measured: Measured) -> float:
-    """Return the mean accuracy over the front, as a mean over divisions of the images."""
+    """Return the mean accuracy over the front. It is averaged over random splits into validation and test images."""
     rng, images, found = np.random.default_rng(0), measured.correct.shape[1], []
     for _ in range(SPLITS):
         trials = measured.trials(rng.permutation(images))

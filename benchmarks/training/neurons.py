@@ -274,8 +274,8 @@ HEADER = """\
 
 def rows(benchmark: Benchmark, targets: Tensor) -> list[str]:
     """Return the table's lines. Multiply-adds, weights and milliseconds are divided by those of the dense network. The
-    last column compares the test accuracy with that of torch-pruning, with the multiple of channels for which
-    torch-pruning has the higher validation accuracy."""
+    last column is the test accuracy minus that of torch-pruning. There are rows of torch-pruning for several multiples
+    of channels. The row with the highest validation accuracy is used for this comparison."""
     found = {method: benchmark.trained(method) for method in benchmark.methods}
     tests = {method: torch.tensor([list(map(int, one["test"])) for one in done]) for method, done in found.items()}
     validated = {method: mean(one["val"] for one in done) for method, done in found.items()}

@@ -45,7 +45,8 @@ def renamed_ray(names: Sequence[str], folder: Path) -> Path:
 
 
 def _copy(source: Path, target: Path, old: re.Pattern[str]) -> None:
-    """Copy a folder and its subfolders, and change the names in the copy. Unchanged files become links."""
+    """Copy a folder and its subfolders. In the copy, rename Python files and change the names in their code. Files
+    without a change become links."""
     target.mkdir(parents=True)
     for entry in source.iterdir():
         if entry.is_dir():

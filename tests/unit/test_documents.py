@@ -169,6 +169,20 @@ def test_the_search_for_commands_finds_many_commands() -> None:
     assert len(commands()) > 40
 
 
+def tables() -> list[tuple[str, str]]:
+    """Return (page, table) for each table in Markdown outside code blocks. A row begins with a bar."""
+    texts = {page: re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL) for page, text in PAGES.items()}
+    return [(page, table) for page, text in texts.items() for table in re.findall(r"^(?:\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_every_table_has_the_same_number_of_columns_in_all_rows() -> None:
+    assert len(tables()) > 40
+    for page, table in tables():
+        header, separator, *_ = rows = re.sub(r"`[^`]*`|\\\|", "", table).splitlines()
+        assert re.fullmatch(r"\|( :?-+:? \|)+", separator), (page, header)
+        assert {row.count("|") for row in rows} == {header.count("|")}, (page, header)
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {

@@ -149,8 +149,9 @@ class RunningCluster:
 class PrivateRay:
     """The connection to a private Ray: Ray's processes on this machine, for one study.
 
-    The quick start uses private names of Ray's code, and forks Ray's workers from a copy of this process. If the quick
-    start fails, the processes that it started are ended, and Ray is started through its public API.
+    There are two ways to start these processes. The fast way uses internal names of Ray's code, and forks Ray's workers
+    from a copy of this process. If the fast way fails, the processes that it started are ended, and Ray is started
+    through its public API.
     """
 
     def __init__(

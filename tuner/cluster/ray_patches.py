@@ -218,8 +218,9 @@ def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> 
 
 def in_waiting_processes() -> AbstractContextManager[None]:
     """Return a context manager. In its block, trials run in the worker processes that wait with loaded libraries.
-    Without this patch, Tune gives its actors a runtime environment, and Ray starts new processes for this environment.
-    A private Ray does not need the environment, because all its processes have the same environment variables."""
+    Without this patch, Tune gives its actors a runtime environment, and Ray starts new processes for it. A private Ray,
+    which runs for one study on one machine, needs no runtime environment: all its processes have the same environment
+    variables."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 

@@ -35,7 +35,11 @@ def export(arguments: list[str]) -> int:
         "s3://..., in ./STUDY/export/)",
     )
     parser.add_storage()
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of data sets; the file is checked on validation data")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of data sets, whose validation data are used to check the exported file",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.format not in SUFFIXES:

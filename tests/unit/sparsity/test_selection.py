@@ -177,7 +177,8 @@ def test_global_selection_has_no_minimum_per_neuron_at_very_high_sparsity(
 
 @given(st.integers(2, 120), st.integers(0, 2**31), st.integers(1, 9))
 def test_fitted_masks_keep_the_largest_allowed_number_of_weights(most: int, seed: int, share: int) -> None:
-    """`fitted` needs no exact number of surplus weights: `excess` returns only a fraction of this number."""
+    """The `excess` of this test tells `fitted` too small a number of surplus weights: a fraction of the true number.
+    `fitted` must still find the right masks."""
     generator = Generator().manual_seed(seed)
     scores = [torch.rand(10, 8, generator=generator), torch.rand(5, 8, generator=generator)]
 

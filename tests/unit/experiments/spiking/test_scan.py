@@ -1,4 +1,5 @@
-"""Test the scan of neurons over time: against autograd of single steps, compiled against torch, and closed forms."""
+"""Test the scan of neurons over time. It is compared with autograd of single steps and with closed forms. The compiled
+scan is compared with the scan in torch."""
 
 from __future__ import annotations
 

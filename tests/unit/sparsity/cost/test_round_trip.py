@@ -50,7 +50,8 @@ def sparse(shape: tuple[int, ...], density: float, seed: int, dtype: torch.dtype
 
 
 def codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> Codes:
-    """Return random integer codes of weights, of all magnitudes. A row in which all codes are 0 has the scale 0."""
+    """Return random integer codes of weights. The codes have all magnitudes that the bits allow. Each row has a random
+    scale, or the scale 0 if all its codes are 0."""
     generator = Generator().manual_seed(seed)
     size = torch.randint(1, min(127, 1 << (bits - 1)) + 1, shape, generator=generator)
     sign = 2 * torch.randint(0, 2, shape, generator=generator) - 1

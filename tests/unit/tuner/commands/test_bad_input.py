@@ -1,6 +1,6 @@
 """Systematic bad input: search spaces with one mistake, options with wrong values of each kind, options that contradict
-each other, and experiments with one mistake. For each, the command prints one line that names the file and its line or
-the option, ends with exit code 2, and writes nothing. test_usage.py contains single cases of wrong use."""
+each other, and experiments with one mistake. In each case, the command prints a message of one line, ends with exit
+code 2, and writes nothing. The message names the option, or the file and the place in it. test_usage.py contains single cases of wrong use."""
 
 from __future__ import annotations
 
