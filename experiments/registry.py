@@ -83,9 +83,9 @@ class OldImport(ValueError):
 def find(name: str) -> Experiment:
     """Return the experiment with this name.
 
-    This function adds a folder at the end of sys.path, after the installed modules. For an experiment in a file, this is
-    the file's folder, so that the file can import modules that lie beside it. For an experiment in a module, it is the
-    current folder, because the module may lie there instead of being installed.
+    This function adds a folder at the end of sys.path, after the installed modules. For an experiment in a file, this
+    is the file's folder, so that the file can import modules that lie beside it. For an experiment in a module, it is
+    the current folder, because the module may lie there instead of being installed.
 
     Args:
         name: the name of a built-in experiment, path/to/file.py:name for an experiment in a file, or

@@ -68,8 +68,8 @@ def shares(function: Callable[[list[Point]], Array], one: list[Point], other: li
     variance, middle = both.var(), both.mean()
 
     def exchanged(*those: str) -> Array:
-        """Return the values of `function` for changed draws. Each draw is one of `one`, but the parameters in `those` have
-        their values in `other`."""
+        """Return the values of `function` for changed draws. Each draw is one of `one`, but the parameters in `those`
+        have their values in `other`."""
         mixed = ({**first, **{name: second[name] for name in those}} for first, second in zip(one, other, strict=True))
         return function(list(mixed))
 

@@ -1,6 +1,7 @@
 """Systematic bad input: search spaces with one mistake, options with wrong values of each kind, options that contradict
 each other, and experiments with one mistake. In each case, the command prints a message of one line, ends with exit
-code 2, and writes nothing. The message names the option, or the file and the place in it. test_usage.py contains single cases of wrong use."""
+code 2, and writes nothing. The message names the option, or the file and the place in it. test_usage.py contains single
+cases of wrong use."""
 
 from __future__ import annotations
 
