@@ -82,7 +82,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_the_command_searches_the_settings_of_a_training_loop(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The study has all results of a study of an experiment: files, test accuracy, exports, MLflow model, final seeds."""
+    """The study has files, a test accuracy, exports, a model in MLflow and final seeds, like that of an experiment."""
     options = ["--target", "0.8", "--trials", "6", "--study", "own", "--final-seeds", "2", "--json"]
     ran = run_command(["--experiment", "loops.py:train", *options], file.parent)
     assert ran.code == 0, ran.stderr
