@@ -144,7 +144,7 @@ class Point(NamedTuple):
 
 
 HEADER = """\
-| network | | test accuracy % | bytes | operations | of them on single bits | seeds |
+| network | variant | test accuracy % | bytes | operations | of them on single bits | seeds |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
