@@ -154,11 +154,11 @@ class Searched:
 def searches() -> dict[str, Searched]:
     """Return the searches by the names of the table's rows."""
     return {
-        "--front": Searched(Ours),
-        "--front, three methods": Searched(partial(Ours, methods=METHODS)),
-        "--front, no early stopping": Searched(partial(Ours, scheduler="none")),
+        "front": Searched(Ours),
+        "front, three methods": Searched(partial(Ours, methods=METHODS)),
+        "front, no early stopping": Searched(partial(Ours, scheduler="none")),
         **{
-            f"--front, {name}": Searched(partial(Ours, sampler=name))
+            f"front, {name}": Searched(partial(Ours, sampler=name))
             for name, kind in SAMPLERS.items()
             if kind.front and name != DEFAULT_SAMPLER
         },

@@ -106,7 +106,7 @@ def test_a_simulated_front_is_reproducible_and_its_regrets_are_not_negative(name
     assert found == fronts.result_of("known", 8, 0, fronts.searches()[name])
     assert list(found.regrets) == list(fronts.SPARSITIES)
     assert all(regret > -0.002 for regret in found.regrets.values())
-    if name in ("grid", "Ray", "--front, no early stopping"):
+    if name in ("grid", "Ray", "front, no early stopping"):
         assert found.epochs == 8 * EPOCHS
     else:
         assert 8 <= found.epochs <= 8 * EPOCHS
