@@ -1,12 +1,14 @@
 """Compare fronts of real trainings on test images: the command's own search, and grids of the default recipe.
 
-    python -m benchmarks.curves.real_fronts [--trials 10 40] [--seeds 10] [--out FOLDER]
+    python -m benchmarks.curves.real_fronts [--experiment digits] [--data-dir DIR] [--trials 10 40] [--seeds 10]
+        [--out FOLDER]
 
-The studies run on digits without Ray, two trials at a time. For each completed trial, the loss and the correctness on
-all 540 images that no trial trained on are kept. 200 times, 180 of them are drawn as validation images, by which the
-networks of the front are chosen. Their accuracies on the other 360 images give the mean accuracy over the sparsities
-from .5 to .99, as in benchmarks.front. So a study cannot look better by luck on its validation images. Early stopping
-and the choice of configurations to repeat used the study's own 180 images. A study in the folder is not run again.
+The studies run without Ray, two trials at a time. For each completed trial, the loss and the correctness on all images
+that no trial trained on are kept: 540 of digits, 180 of them for validation. 200 times, as many validation images are
+drawn from all these images, and the networks of the front are chosen by them. The accuracies of these networks on the
+other images give the mean accuracy over the sparsities from .5 to .99, as in benchmarks.front. So a study cannot look
+better by luck on its validation images. Early stopping and the choice of configurations to repeat used the study's own
+validation images. A study in the folder is not run again.
 """
 
 from __future__ import annotations
@@ -41,14 +43,16 @@ def redrawn(measured: Measured) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="digits")
+    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/real_fronts"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # as the search's workers do
-    experiment = find("digits")
-    task = Task(experiment, experiment.load(None), experiment.recipe.epochs)
+    experiment = find(options.experiment)
+    task = Task(experiment, experiment.load(options.data_dir), experiment.recipe.epochs)
     options.out.mkdir(parents=True, exist_ok=True)
     print("| trials | search | test accuracy over the front % | minus the grid | completed trials |\n|" + " --- |" * 5)
     for trials in options.trials:
