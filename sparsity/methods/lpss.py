@@ -225,15 +225,16 @@ def lpss(
 
     Args:
         model: any network with weight matrices, already on its device. The weights of a neuron on the sphere become
-            gain x w. The gain begins as their Lp norm. It is trained if no batch normalisation follows directly. In a
-            new network without normalisation layers, these weights are first scaled to the L2 norm sqrt(2).
+            gain x w. The gain begins as their Lp norm. It is trained if no batch or instance normalisation follows
+            directly. In a new network without normalisation layers, these weights are first scaled to the L2 norm
+            sqrt(2).
         settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`, at least 1.
         sparsity: final sparsity in [0, 1). If None, the final sparsity of `settings` is used, or 0.9 without settings.
         generator: draws the random initial mask, on the CPU. If None, this is a generator with the seed 0.
         rules: rules that select the layers to prune and the layers on the sphere.
         example: a batch of inputs. One call of the network with it shows which layer is last, and which layers a batch
-            normalisation follows. If None, the order of the modules in the network decides.
+            or instance normalisation follows. If None, the order of the modules in the network decides.
         trained: whether the network is pretrained. The training then begins without a mask.
 
     Raises:
