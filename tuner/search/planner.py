@@ -15,7 +15,7 @@ from tune_sparsity.tuner.search.spaces import clipped, least, range_of
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
-FIRST_ROUNDS = 3
+FIRST_ROUNDS = 2
 """The first trials of a method use first points of the method's search space. Their number is FIRST_ROUNDS times the
 number of first points. After them, the sampler begins to propose parameters."""
 SEARCHED = 3
