@@ -7,9 +7,9 @@ MLflow store (sqlite) on disk, trials.csv every few seconds, the progress line. 
 curve that depends on its parameters. About 2 % of the trials fail.
 
 Each number in `--trials` is measured in a process of its own. This process first runs a study of 100 trials, and then
-the measured study. The table has the largest resident memory after each of the two; the first is about the memory of
-the libraries. Wall time and the processor time of all threads are measured from the first trial until the tracker is
-closed and trials.csv is written.
+the measured study. The table has the largest resident memory after each of these two studies. The value after the small
+study is mostly the memory of the libraries. Wall time and the processor time of all threads are measured from the first
+trial until the tracker is closed and trials.csv is written.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Bench:
 
     def study(self, name: str, *options: str) -> dict[str, Any]:
         """Run the command with these options, unless its result is there already. Return the result. Its key `epochs`
-        has the number of epochs that all trials trained together."""
+        has the sum of the trained epochs of all trials."""
         folder = self.out / name
         if not (folder / "result.json").exists():
             data = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]

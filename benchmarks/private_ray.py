@@ -1,8 +1,8 @@
-"""Compare two ways in which the default study can start a private Ray: the quick start, and the start by public calls.
+"""Compare two ways in which the default study can start a private Ray: the fast start, and the start by public calls.
 
     python -m benchmarks.private_ray [--turns 3]
 
-The quick start needs private names of Ray. For the start by public calls, the study runs with a copy of Ray in which
+The fast start needs private names of Ray. For the start by public calls, the study runs with a copy of Ray in which
 these names are changed. The two ways take turns. The benchmark prints a table: wall seconds, processor
 seconds of all processes of the study, and the largest memory that they had together (proportional set size).
 """

@@ -203,8 +203,8 @@ def reached(folder: Path, accuracy: float, launched: float) -> float | None:
 
 
 def memory_of(samples: list[int]) -> str:
-    """Return the largest of these samples of the memory, and the medians of the second and of the last fifth of the
-    samples. These two are equal if the memory does not grow."""
+    """Return the largest of these samples of the memory, and two medians: that of the samples from 20 to 40 % of the
+    time, and that of the last 20 %. The two are equal if the memory does not grow."""
     if not samples:
         return "-"
     fifth = max(1, len(samples) // 5)

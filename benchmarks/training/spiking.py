@@ -6,8 +6,9 @@
 The networks "self", "feed-forward" and "full" have layers of the same sizes. "self" has self-recurrence, skip
 connections and trained leaks; "feed-forward" has none of these. In "full", a matrix connects the neurons of each hidden
 layer with each other, and leaks are trained. "wide" is like "self", but with wider layers: it has about as many weights
-as "full". To compare these kinds at equal numbers of weights, gmp prunes them to the number of weights of
-"feed-forward", and to a tenth of the weights of "self". "perceptron" is a network without spikes or time steps.
+as "full". To compare the networks at equal numbers of weights, gmp prunes each larger one to the number of weights of
+"feed-forward", and each one to a tenth of the weights of "self". "perceptron" is a network without spikes or time
+steps.
 
 The hyperparameters of each row of the table are chosen among those in `POINTS`, on the validation data under seed 0.
 The networks of all seeds are judged on the test data. Each finished training is a line of the file --out, and is not

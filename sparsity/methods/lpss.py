@@ -71,12 +71,13 @@ class LpssSettings(TailSettings):
         early_layers: the number of layers with `p_early`, at least 1.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
         lr: peak learning rate off the sphere, > 0.
-        momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW, it is beta_1 off the sphere.
+        momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW, it is
+            beta_1 of AdamW off the sphere, and Nesterov momentum on the sphere.
         weight_decay: >= 0. With SGD, this is the L2 coefficient for all parameters off the sphere and for trained
             gains. With AdamW, this is the weight decay of AdamW for parameters off the sphere, and trained gains have
-            no weight decay. Reason for the decay: if a network has learned almost all examples, its gradients are
-            small, but its steps on the sphere do not become shorter. Without weight decay, it could learn the noise in
-            the other examples.
+            no weight decay. Reason for weight decay: if a network has learned almost all examples, its gradients are
+            small, but its steps on the sphere do not become shorter. Without weight decay, the network could then fit
+            noise in the few examples that it has not learned.
         learning_rate: shape of both learning rates over the training. "cosine" rises during the first .05 of the
             training and then falls to 0. "hold" rises in the same way, stays at the peak for a long time and then falls
             to the peak times `tail`, an attribute of TailSettings. "published" is piecewise linear, with its peak after

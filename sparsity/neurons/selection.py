@@ -104,8 +104,8 @@ def selection_of(
 
 
 def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:
-    """Return the share of the multiply-adds with prunable weights that must be avoided, so that the whole network needs
-    `macs` multiply-adds. The share is more than 1 if the weights that are not prunable already need more than
-    `macs`."""
+    """Return how sparse the prunable weights must be so that the whole network needs `macs` multiply-adds. The result
+    is a share of the multiply-adds with prunable weights: those that must be avoided. The share is more than 1 if the
+    weights that are not prunable already need more than `macs`."""
     prunable = sum(uses.prunable[layer.name] * layer.weight.numel() for layer in layers)
     return max(0.0, 1 - (macs - uses.rest) / prunable)

@@ -148,8 +148,8 @@ class DeviceScalars:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Return a context manager. In its `with` block, the groups contain tensors in the memory of the device instead
-        of the plain numbers."""
+        """Return a context manager. In its `with` block, the optimizer's parameter groups contain tensors on the
+        device instead of Python numbers, for example as learning rates."""
         plain = [(group, name, group[name]) for group, name, _ in self._numbers]
         try:
             for group, name, number in self._numbers:

@@ -1,8 +1,8 @@
 """Define LpSGD: stochastic gradient descent on the unit Lp sphere, and ordinary SGD or AdamW for other parameters.
 
-For a weight w on the sphere, the optimizer's state is its dual image v = sign(w)|w|^(p-1). The parameter itself, which
-the network uses, is gain * w. To prune, give masks to the optimizer, or multiply the parameters by masks after each
-step.
+On the sphere, the parameter that the network uses is gain * w: the row w of each neuron has the Lp norm 1, and the gain
+is a number for each neuron. The optimizer's state is the dual image v = sign(w)|w|^(p-1). To prune, give masks to the
+optimizer, or multiply the parameters by masks after each step.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class Clock:
 
     Attributes:
         now: the simulated seconds since the clock was made.
-        meanwhile: a function that is called after every `sleep`. A test can set it to do what happens in this time.
+        meanwhile: a function that is called after every `sleep`. With it, a test can simulate events that happen during
+        the sleep.
     """
 
     def __init__(self) -> None:

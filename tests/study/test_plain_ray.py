@@ -1,4 +1,5 @@
-"""Test a private Ray whose quick start fails: Ray is started through its public API, and leaves no process behind."""
+"""Test studies for which the fast start of Ray, which uses internal names of Ray, fails. Ray must then be started
+through its public API, and leave no process behind."""
 
 from __future__ import annotations
 

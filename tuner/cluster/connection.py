@@ -96,7 +96,7 @@ def connection(
             method `share` later, because Ray's workers wait for this call.
         died: a function that is called if a private Ray has died and the main thread does not react, because it waits
             for Ray. The function is called in another thread. It must report the death and end the process.
-        say: a function that is called with a line for the user if the quick start of a private Ray (see PrivateRay) has
+        say: a function that is called with a line for the user if the fast start of a private Ray (see PrivateRay) has
             failed.
     """
     if config.address is not None:
@@ -190,13 +190,13 @@ class PrivateRay:
             self._check(self._forking.refused)
 
     def _check(self, wrong: str = "") -> None:
-        """If the quick start is impossible, end the processes that it started, and use Ray's public API.
+        """If the fast start is impossible, end the processes that it started, and use Ray's public API.
 
         Args:
-            wrong: a reason why the quick start is impossible, or "" if no reason is known.
+            wrong: a reason why the fast start is impossible, or "" if no reason is known.
         """
         # Without this patch, Ray starts new processes for the trials. These processes would wait forever for Ray's
-        # agents, which the quick start leaves out.
+        # agents, which the fast start leaves out.
         self._others = why_not(in_waiting_processes)
         wrong = wrong or self._others
         if wrong and not self.plain:

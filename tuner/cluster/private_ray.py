@@ -66,13 +66,13 @@ class NodeProcess:
     Args:
         config: the study's settings.
         variables: more environment variables for Ray's processes.
-        plain: the reason, in one line, to start Ray through its public API. If "", the quick start (see
+        plain: the reason, in one line, to start Ray through its public API. If "", the fast start (see
             tuner.cluster.private_ray_main) is tried first.
         ahead: whether workers start, and load the libraries of trials, before the first trial.
         say: a function that is called with each line for the user, in the thread that calls `address`.
 
     Attributes:
-        plain: the reason why Ray was started through its public API. It is "" if the quick start succeeded, and before
+        plain: the reason why Ray was started through its public API. It is "" if the fast start succeeded, and before
             `address` has returned.
     """
 

@@ -5,7 +5,7 @@ had connected to Ray would have threads, and a fork copies only one thread. The 
 (tuner.cluster.private_ray), and reads Ray's address from the process's standard output. To end this process, the driver
 closes the process's standard input. If the driver is killed, the kernel closes the standard input.
 
-The quick start uses private names of Ray's code. If the quick start fails, this process ends Ray's processes, and
+The fast start uses private names of Ray's code. If the fast start fails, this process ends Ray's processes, and
 executes its program again (os.execv). The new program starts Ray through Ray's public API.
 """
 
@@ -59,7 +59,7 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
     Args:
         wanted: JSON with two entries: `sizes`, the arguments of `cpus_in_use`; and `ahead`, whether workers start,
             and load the libraries of trials, before the first trial.
-        plain: the reason, in one line, to start Ray through its public API, or "" for the quick start.
+        plain: the reason, in one line, to start Ray through its public API, or "" for the fast start.
         tried: the error, in one line, of a first attempt to start Ray through its public API, if Ray's processes took
             too long to start. This call is then the second and last attempt. Without a first attempt, `tried` is "".
     """
@@ -86,7 +86,7 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
 
 def _again(*arguments: str) -> NoReturn:
     """Replace this process by a new one that calls `main` with these arguments. The new process has no changes of the
-    quick start in Ray's code."""
+    fast start in Ray's code."""
     command = own_process("tune_sparsity.tuner.cluster.private_ray_main", *arguments)
     os.execv(command[0], command)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MISSING = (ImportError, AttributeError)
 """The errors that Python raises if Ray does not have a private name."""
 PLAIN = "Ray is started through its public API"
-"""The effect if Ray does not have one of the names for the quick start."""
+"""The effect if Ray does not have one of the names for the fast start."""
 _ONLY_LOADED_BEFORE = "only a program that imported Ray before the study set Ray's variables is affected"
 _ONE_LOSS_TWICE = "Tune counts the loss of a process twice for a trial that waits for it"
 _CLIENT = "a study with --address ray://... ends with a message"

@@ -231,10 +231,10 @@ def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1)
 
 
 def private_ray(plain: str) -> Finding:
-    """Report whether the quick start of a private Ray succeeded (see tuner.cluster.connection.PrivateRay).
+    """Report whether the fast start of a private Ray succeeded (see tuner.cluster.connection.PrivateRay).
 
     Args:
-        plain: the reason why Ray was started through its public API instead; "" if the quick start succeeded.
+        plain: the reason why Ray was started through its public API instead; "" if the fast start succeeded.
     """
     topic = "start of a private ray"
     if not plain:

@@ -81,7 +81,7 @@ def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
     contains no metric, the metric is accuracy, and the baseline is 0.
 
     Args:
-        goal: the goal. Its metric and its baseline are replaced.
+        goal: the goal to copy. The copy does not keep its metric and its baseline.
         about: the result of `read_about`.
     """
     metric = {**asdict(ACCURACY), "baseline": 0.0, **about.get(_METRIC, {})}

@@ -58,15 +58,14 @@ def slots(config: StudyConfig, gpus: float) -> int:
     there, workers = nodes(), config.workers_per_trial
     fit = trials_at_once(there, config.cpus_per_trial, gpus, workers)
     if fit < 1:
+        need = f"{config.cpus_per_trial:g} CPUs and {gpus:g} GPUs"
         have = f"{sum(node.cpus for node in there):g} CPUs and {sum(node.gpus for node in there):g} GPUs"
-        several = workers > 1
-        who = f"each of the {workers} processes of a trial" if several else "a trial"
-        option = "--workers-per-trial, " if several else ""
-        raise UsageError(
-            f"{who} needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs on one node, and there are too few (Ray "
-            f"has {have} on {len(there)} {'node' if len(there) == 1 else 'nodes together'}): lower {option}"
-            "--cpus-per-trial or --gpus-per-trial"
-        )
+        if workers == 1:
+            wrong, option = f"a trial needs {need} on one node, and no node has them", ""
+        else:
+            wrong = f"the {workers} processes of a trial need {need} each, and the nodes have no room for all of them"
+            option = "--workers-per-trial, "
+        raise UsageError(f"{wrong} (all nodes together: {have}): lower {option}--cpus-per-trial or --gpus-per-trial")
     return min(fit, config.concurrency or fit)
 
 

@@ -142,11 +142,11 @@ def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, in
 
 
 def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> list[Group]:
-    """Return the Pareto-optimal groups, in order of increasing multiply-adds. A group is left out if another group or a
-    single network is at least as cheap and at least as good.
+    """Return the Pareto-optimal groups of networks, in order of increasing multiply-adds. A group is left out if
+    another group or a single network is at least as cheap and at least as good.
 
     Args:
-        groups: the groups to compare.
+        groups: the groups of networks.
         alone: (multiply-adds, metric) of each single network.
     """
     ranked: list[tuple[float, float, int, Group | None]] = [(macs, -value, 0, None) for macs, value in alone]

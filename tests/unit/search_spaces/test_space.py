@@ -67,7 +67,7 @@ def test_final_sparsity_lies_in_the_lowest_fifth_between_the_target_and_1(name: 
 
 
 def theorys(target: float) -> dict[str, Any]:
-    """Return the point of the space lpss, under its key `first`, that has the published threshold adaptation."""
+    """Return that first point of the space lpss which has the published threshold adaptation."""
     (point,) = [point for point in load_space("lpss", target).first if point["drop"] == "threshold"]
     return point
 

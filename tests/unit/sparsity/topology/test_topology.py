@@ -37,7 +37,7 @@ def some_mask(seed: int, density: float, *shape: int) -> Tensor:
 
 @given(seeds, st.floats(0, 1), st.floats(0, 1), st.floats(0.3, 20), st.floats(-60, 60))
 def test_drop_below_agrees_with_brute_force(seed: int, density: float, rho: float, spread: float, shift: float) -> None:
-    """The magnitudes of one case are nearly equal, or differ by many orders of magnitude."""
+    """In some drawn cases all magnitudes are nearly equal. In others they differ by many orders of magnitude."""
     logs = shift + spread * normal(seed, 4, 9)
     mask = some_mask(seed + 1, density, 4, 9)
     kept = drop_below(logs, mask, rho)

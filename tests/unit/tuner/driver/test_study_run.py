@@ -34,7 +34,7 @@ def study_in(folder: Path, listeners: Sequence[Listener] = (), clock: Any = lamb
 
 
 class Notes(Listener):
-    """Records its events, and raises an error at the event `fails_at`."""
+    """Records the events of which a study informs it, and raises an error at the event `fails_at`."""
 
     def __init__(self, name: str, notes: list[tuple[Any, ...]], fails_at: str = "") -> None:
         self._name, self._notes, self._fails_at = name, notes, fails_at
