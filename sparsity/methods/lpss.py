@@ -227,7 +227,7 @@ def lpss(
     Args:
         model: any network with weight matrices, already on its device. The weights of a neuron on the sphere become
             gain x w. The gain begins as their Lp norm. It is trained unless a batch or instance normalisation follows
-            directly. A new network without normalisations first gets weights with an L2 norm of sqrt(2) per neuron.
+            directly. In a new network without normalisations, each such neuron first gets the L2 norm sqrt(2).
         settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`, at least 1.
         sparsity: final sparsity in [0, 1). If None, the final sparsity of `settings` is used, or 0.9 without settings.
