@@ -64,22 +64,24 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
         for reader in Reader
     )
     if code:
-        named, files = _named(code, home)
+        named, files = _named(code, home, experiment)
         yield warning(
             f"the code reads {named}, but workers on other machines and the model in MLflow do not get these files: "
             f"declare them, {files}"
         )
     elif load:
-        named, files = _named(load, home)
+        named, files = _named(load, home, experiment)
         yield warning(f"load reads {named}: {elsewhere}, {files}")
 
 
-def _named(paths: Iterable[Path], home: Path) -> tuple[str, str]:
-    """Return two texts for a message: the names of the files, and the argument of Experiment that declares them."""
+def _named(paths: Iterable[Path], home: Path, experiment: Experiment) -> tuple[str, str]:
+    """Return two texts for a message: the names of the files, and the code that declares them."""
     names = [path.relative_to(home).as_posix() for path in paths]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     given = "".join(f"{name!r}, " for name in names[:_NAMED]).strip()
-    return ", ".join(names[:_NAMED]) + more, f"Experiment(..., files=({given}))"
+    own = experiment.origin is experiment  # otherwise it is a training loop
+    declaration = f"Experiment(..., files=({given}))" if own else f"{experiment.name}.files = ({given})"
+    return ", ".join(names[:_NAMED]) + more, declaration
 
 
 CHECKS = (Check(NAME, HOLDS, declares, (*FIT, "loss", "metric"), True),)

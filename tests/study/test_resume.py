@@ -244,6 +244,17 @@ def test_study_yaml_has_no_password_and_resume_asks_for_the_password(
     check_withheld(read_study("s", LocalStorage(tmp_path), {}))
 
 
+def test_a_later_resume_keeps_the_new_number_of_trials(tmp_path: Path) -> None:
+    from tune_sparsity.tuner.config.files import keep_extent, read_study, write_study_yaml
+
+    config = make_config({"target": 0.9, "study": "s", "storage": tmp_path, "tracking_uri": SECRET}).resolved()
+    write_study_yaml(config, epochs=3, checksum="00", device="cpu")
+    before = (tmp_path / "s" / "study.yaml").read_text()
+    keep_extent(read_study("s", LocalStorage(tmp_path), {"trials": 50}))
+    assert read_study("s", LocalStorage(tmp_path), {}).trials == 50
+    assert (tmp_path / "s" / "study.yaml").read_text() == before.replace("trials: 32", "trials: 50")
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", "/etc", "~", "a\\b", "x\n", ".x", "a" * 101, "x\0"])
 def test_a_studys_name_is_never_a_path(name: str) -> None:
     with pytest.raises(UsageError):
@@ -311,9 +322,11 @@ def test_a_study_can_be_resumed_after_every_kind_of_interruption(experiment_file
         assert {number: {name: found[number][name] for name in row} for number, row in kept.items()} == kept
         arguments, kept = ["resume", "s"], found
     trials = len(kept) + 4
-    resumed = run_command(["resume", "s", "--trials", str(trials), "--json"], tmp_path)
-    assert resumed.code == 0, resumed.stderr
-    assert sum(resumed.result()["states"].values()) == trials
+    for options in (["--trials", str(trials)], []):
+        resumed = run_command(["resume", "s", *options, "--json"], tmp_path)
+        assert resumed.code == 0, resumed.stderr
+        assert sum(resumed.result()["states"].values()) == trials
+        assert f"{trials}/{trials} trials" in resumed.stderr
     found = rows_of(folder / "trials.csv")
     assert {number: {name: found[number][name] for name in row} for number, row in kept.items()} == kept
     assert not list(folder.glob(".*"))

@@ -23,6 +23,7 @@ from tune_sparsity.tuner.system.files import write_atomically
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
+_EXTENT = ("trials", "time_budget", "patience")
 _ABOUT = "about"  # the part of study.yaml that has no options, but versions, the device and the data's checksum
 _METRIC = "metric"  # a key in this part, if the metric is not accuracy
 MAX_MACS = "max_macs"  # a key in this part, if the goal is a latency: the multiply-adds that are expected to meet it
@@ -166,6 +167,18 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
 
     text = yaml.safe_dump({**options, "about": about}, sort_keys=False)
     write_atomically(config.folder / STUDY_YAML, text)
+
+
+def keep_extent(config: StudyConfig) -> None:
+    """Write the options that say how long a resumed study searches into its study.yaml, so that the next `resume` goes
+    on with them. The other entries of the file stay as they are."""
+    import yaml
+
+    path = config.folder / STUDY_YAML
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    extent = {name: value for name, value in config.model_dump(mode="json").items() if name in _EXTENT}
+    if {name: entries.get(name) for name in extent} != extent:
+        write_atomically(path, yaml.safe_dump({**entries, **extent}, sort_keys=False))
 
 
 def _version(package: str) -> str:

@@ -43,6 +43,8 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray sets for a command that runs as a Ray job (`ray job submit`)."""
 FLAGS = ("system_metrics",)
 """The options without a value on the command line. In files their value is true or false."""
+_NUMBERS = {"int_parsing": "a whole number", "float_parsing": "a number"}
+"""The accepted values after pydantic's types of errors."""
 _MILLION = 1_000_000  # a larger number of trials or epochs is surely a typing error
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -216,7 +218,7 @@ class StudyConfig(BaseModel):
         if not given:
             raise ValueError(
                 "--target is missing: give a goal, such as --target 0.9, or --target 0.8,0.9, --front 0.5:0.99, "
-                "--max-nonzero 20000 or --max-bytes 10kB"
+                "--max-nonzero 20000, --max-bytes 10kB, --max-macs 12000 or --max-latency 2ms"
             )
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different goals: give only one of them")
@@ -383,5 +385,9 @@ def describe(error: ValidationError) -> str:
         return unknown("option", field, StudyConfig.model_fields)
     given = redact(repr(first["input"]))
     given = given if len(given) <= 80 else given[:77] + "..."
+    if first["type"] in _NUMBERS:
+        return f"{option} {given}: it should be {_NUMBERS[first['type']]}"
     accepted = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if accepted.startswith("unknown "):  # the text already names the value
+        return f"{option}: {accepted}"
     return f"{option} {given}: {' '.join(accepted.split())}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.cluster.connection import Connection
-from tune_sparsity.tuner.config.files import write_study_yaml
+from tune_sparsity.tuner.config.files import keep_extent, write_study_yaml
 from tune_sparsity.tuner.driver.finish import Finished, Times, conclude
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import redact
@@ -88,11 +88,10 @@ def run_study(
         if not resume:
             mirror = stack.enter_context(config.storage.claim(config.study, resume=False))
         with terminable(ray), _disk_errors_told():
-            if not resume:
-                device = "cuda" if gpus else "cpu"
-                write_study_yaml(
-                    config, epochs=prepared.epochs, checksum=prepared.checksum, device=device, goal=prepared.goal
-                )
+            if resume:
+                keep_extent(config)
+            else:
+                _write_study_yaml(prepared, "cuda" if gpus else "cpu")
             with _tracked(prepared, writer) as tracker:
                 return _search(
                     prepared,
@@ -105,6 +104,11 @@ def run_study(
                     quiet=quiet,
                     mirror=mirror,
                 )
+
+
+def _write_study_yaml(prepared: Prepared, device: str) -> None:
+    own = prepared.config
+    write_study_yaml(own, epochs=prepared.epochs, checksum=prepared.checksum, device=device, goal=prepared.goal)
 
 
 @contextmanager

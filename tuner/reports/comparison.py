@@ -104,8 +104,8 @@ def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
 
 
 def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
-    """Return warnings, one line each, about differences of data, networks or epochs that make the studies hard to
-    compare."""
+    """Return notes, one line each: the standard error of the metric, and differences of data, networks or epochs that
+    make the studies hard to compare."""
     name, notes = studies[0].goal.objective.name, list[str]()
     if len({study.about.get("data_sha256") for study in studies}) > 1:
         notes.append(f"Their data differ, so that a difference in {name} may come from the data.")
@@ -113,6 +113,10 @@ def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
     if len(set(weights) - {None}) > 1:
         told = " and ".join("unknown" if number is None else f"{number:,}" for number in weights)
         notes.append(f"Their networks differ: they have {told} prunable weights.")
+    best = studies[0].result.get("best") or {}
+    if (error := best.get(f"estimated_{name}_error")) is not None:
+        told = studies[0].goal.objective.difference(error)
+        notes.append(f"The {name} of one network has a standard error of {told}: smaller differences may be chance.")
     epochs = [study.config.epochs for study in studies]
     if len(set(epochs)) > 1:
         notes.append(f"Their trials differ in length: {' and '.join(map(str, epochs))} epochs.")

@@ -274,6 +274,7 @@ def test_a_study_of_a_training_loop_gives_the_same_warnings_as_check(
         "these weight matrices stay dense: 0.weight 19.5% (an embedding)"
     )
     assert told["files"].startswith("the code reads words.txt, but workers")
+    assert told["files"].endswith("declare them, loop.files = ('words.txt',)")
     assert main(["check", "mine.py:loop", "--data-dir", "data"]) == 0
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     assert {(level, text) for level, name, text in lines if name in told} == {("warning", one) for one in told.values()}

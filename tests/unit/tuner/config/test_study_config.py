@@ -191,7 +191,9 @@ def test_the_message_names_the_file_and_line_only_for_a_mistake_in_the_file(fold
     file.write_text("target: 0.8\n\ncpus-per-trial: none\nsampler: tpe\n")
     assert refusal({"config": "c.yaml"}).startswith("c.yaml:3: --cpus-per-trial 'none'")
     # A mistake on the command line has no line number. A mistake in the file does not matter if an option overrides it.
-    assert refusal({"config": "c.yaml", "cpus_per_trial": "1", "sampler": "x"}).startswith("--sampler 'x'")
+    assert refusal({"config": "c.yaml", "cpus_per_trial": "1", "sampler": "x"}).startswith(
+        "--sampler: unknown sampler 'x'"
+    )
     assert read_config({"config": "c.yaml", "cpus_per_trial": "2"}).cpus_per_trial == 2
     file.write_text("trials: 3\n")
     assert refusal({"config": "c.yaml"}).startswith("--target is missing")
