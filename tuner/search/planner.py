@@ -15,9 +15,9 @@ from tune_sparsity.tuner.search.spaces import clipped, least, range_of
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
-FIRST_ROUNDS = 2
-"""The first trials of a method use first points of the method's search space. Their number is FIRST_ROUNDS times the
-number of first points. After them, the sampler begins to propose parameters."""
+FIRST_TRIALS = 12
+"""The first FIRST_TRIALS trials of a study use first points of the search spaces. After them, the sampler begins to
+propose parameters."""
 SEARCHED = 3
 """After the first points, the sampler proposes the parameters of one trial in SEARCHED. The others repeat the best
 configuration at a similar sparsity. On digits, the front was worse when the sampler had half of the trials: a good
@@ -59,7 +59,6 @@ class Planner:
             if FINAL_SPARSITY in space.distributions
         }
         self._layouts = {method: space_layout(self._spaces[method].name) for method in self._searched}
-        self._first_points = {method: len(laid_out(goal.lowest).first) for method, laid_out in self._layouts.items()}
         self._goal, self._noise = goal, NOISE * goal.scale
         self._cover = Cover(goal, {method: range_of(own) for method, own in self._searched.items()}, trials)
         self._placed: dict[str, list[float]] = {method: [] for method in self._searched}
@@ -110,9 +109,9 @@ class Planner:
         return Plan({method: sparsities[method]}, method, configuration)
 
     def _configuration(self, method: str, sparsity: float, first_points: bool) -> Configuration | None:
-        number = len(self._placed[method])
-        if first_points and number < FIRST_ROUNDS * self._first_points[method]:
-            return self._first_point(method, sparsity, _nearest(self._layouts[method](sparsity), sparsity, number))
+        number, begun = len(self._placed[method]), sum(map(len, self._placed.values()))
+        if first_points and begun < FIRST_TRIALS and (space := self._layouts[method](sparsity)).first:
+            return self._first_point(method, sparsity, _nearest(space, sparsity, number))
         if number % SEARCHED == SEARCHED - 1:
             return None
         name = best_configuration(self._outcomes[method], sparsity, self._noise)

@@ -10,7 +10,7 @@ from tune_sparsity.search_spaces import BUILT_IN, load_space
 from tune_sparsity.search_spaces.loading import FOLDER
 from tune_sparsity.search_spaces.priors import from_log, log_sparsity
 from tune_sparsity.tuner.search.configurations import Outcome, best_configuration
-from tune_sparsity.tuner.search.planner import FIRST_ROUNDS, SEARCHED, Plan, Planner, planner_for
+from tune_sparsity.tuner.search.planner import FIRST_TRIALS, SEARCHED, Plan, Planner, planner_for
 from tune_sparsity.tuner.search.spaces import space_for
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
@@ -45,8 +45,7 @@ def test_with_one_target_there_is_no_planner() -> None:
 @pytest.mark.parametrize("name", PRUNING)
 def test_first_points_match_the_final_sparsity_of_their_trial(name: str) -> None:
     space = space_for(name, FRONT)
-    count = FIRST_ROUNDS * len(load_space(name, 0.5).first)
-    for plan in run(Planner([space], FRONT, count), space.method, count):
+    for plan in run(Planner([space], FRONT, FIRST_TRIALS), space.method, FIRST_TRIALS):
         sparsity = plan.sparsities[space.method]
         first = load_space(name, sparsity)
         assert plan.configuration is not None
@@ -82,7 +81,17 @@ def test_first_points_are_tried_in_turn_if_one_of_them_has_no_target(tmp_path: P
 def test_after_the_first_points_the_sampler_proposes_one_trial_in_three() -> None:
     plans = run(Planner([space_for("lpss", FRONT)], FRONT, 36), "lpss", 36)
     searched = [number for number, plan in enumerate(plans) if plan.configuration is None]
-    assert searched == list(range(8, 36, SEARCHED))
+    assert searched == list(range(14, 36, SEARCHED))
+
+
+def test_the_first_trials_of_all_methods_together_use_first_points() -> None:
+    planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT, 40)
+    for number in range(FIRST_TRIALS):
+        plan = planned(planner, number)
+        assert plan.configuration is not None
+        assert plan.configuration.name.startswith("first ")
+        assert plan.method is not None
+        planner.begun(plan.method, plan.sparsities[plan.method])
 
 
 def test_without_first_points_the_sampler_begins() -> None:
