@@ -39,7 +39,7 @@ from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME
 from tune_sparsity.tuner.results.cascade import as_good_as_best, group_document
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.worker.sizes import network_cost, spiking_cost
-from tune_sparsity.tuner.worker.trainable import save_weights
+from tune_sparsity.tuner.worker.weights import save_weights
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

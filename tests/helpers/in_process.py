@@ -29,7 +29,9 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
-from tune_sparsity.tuner.worker.trainable import network_cost, save_weights, spiking_cost, trial_seed
+from tune_sparsity.tuner.worker.sizes import network_cost, spiking_cost
+from tune_sparsity.tuner.worker.trainable import trial_seed
+from tune_sparsity.tuner.worker.weights import save_weights
 
 
 class NoTracker:

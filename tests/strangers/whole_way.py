@@ -21,7 +21,7 @@ from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.study.layout import MODEL
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.worker import checkpoints
-from tune_sparsity.tuner.worker.trainable import save_weights
+from tune_sparsity.tuner.worker.weights import save_weights
 
 
 def go_the_whole_way(experiment: Experiment, method: str, params: dict[str, Any], folder: Path) -> Training:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from tune_sparsity.tuner.errors import UsageError, unknown
-from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, as_text, export_network
+from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, export_network
+from tune_sparsity.tuner.results.export_text import as_text
 from tune_sparsity.tuner.results.group_export import export_group, group_named, group_text
 
 

@@ -83,7 +83,7 @@ def _reflected(
     """
     from tune_sparsity.tuner.results.networks import measuring_device, write_best
     from tune_sparsity.tuner.results.reflection import StudyRecipe, with_reflection
-    from tune_sparsity.tuner.worker.trainable import save_weights
+    from tune_sparsity.tuner.worker.weights import save_weights
 
     config, device = prepared.config, measuring_device(prepared.config)
     about = (prepared.epochs, config.seed, device, prepared.uses)

@@ -79,7 +79,7 @@ def answers_of(
 
     Args:
         experiment: the experiment of the study.
-        network: the file of a trial's network, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
+        network: the file of a trial's network, written by `tune_sparsity.tuner.worker.weights.save_weights`.
         split: the examples.
         device: the device that computes.
     """

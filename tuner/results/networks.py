@@ -182,7 +182,7 @@ def mask_names(stored: Mapping[str, Any]) -> list[str]:
 
 
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split the tensors that `tuner.worker.trainable.save_weights` wrote into two dicts: the network's state_dict, and
+    """Split the tensors that `tuner.worker.weights.save_weights` wrote into two dicts: the network's state_dict, and
     a dict from the weights' names to the weights' masks."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith((_MASK, SPREAD))}, masks
@@ -248,7 +248,7 @@ def test_value(experiment: Experiment, data: Data, network: bytes, device: str) 
     Args:
         experiment: the study's experiment.
         data: the study's data.
-        network: the network as bytes, from `tuner.worker.trainable.packed_weights`.
+        network: the network as bytes, from `tuner.worker.weights.packed_weights`.
         device: the device that computes.
     """
     model = experiment.network_with(split_masks(load(network))[0])
@@ -260,7 +260,7 @@ def network_in(experiment: Experiment, file: Path) -> torch.nn.Module:
 
     Args:
         experiment: the experiment of the study.
-        file: the file, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
+        file: the file, written by `tune_sparsity.tuner.worker.weights.save_weights`.
     """
     return experiment.network_with(split_masks(load_file(file))[0])
 

@@ -50,7 +50,7 @@ class Resampling:
     Args:
         experiment: the network's experiment.
         data: the experiment's data.
-        file: the file of a network, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
+        file: the file of a network, written by `tune_sparsity.tuner.worker.weights.save_weights`.
         members: the number of networks in an ensemble. They are drawn in pairs, whose deviations from the average are
             opposite.
         device: the device on which the networks are evaluated.

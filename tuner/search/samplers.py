@@ -42,8 +42,9 @@ class SamplerKind:
         running: the largest number of running trials in its own study.
         startup: the number of completed trials before the sampler learns. Until then, parameters are drawn from the
             priors.
-        anew: whether a new sampler is made for each trial. The proposals then depend only on the trials, so a resumed
-            search makes the same proposals as an uninterrupted search.
+        anew: whether the proposals depend only on the trials, so that a resumed search makes the same proposals as an
+            uninterrupted search. If `startup` is not 0, a new sampler is then made for each trial. If it is 0, the
+            sampler must itself be of this kind, as `EvenSampler` is.
     """
 
     what: str

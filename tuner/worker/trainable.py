@@ -3,7 +3,6 @@ metrics of several epochs."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from ray import tune
-from safetensors.torch import save
 from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, LoopError, OwnLoop, OwnTraining, Split, Training
@@ -27,21 +25,18 @@ from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.ranks import Disconnected, Ranks
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS
-from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
-from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
-from tune_sparsity.tuner.study.layout import ORIENTATIONS, PRECISION, SPREAD, weights_file
+from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.study.trial import Epoch
-from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.ranks import Build, LeadingTraining, Others, RankPlan
 from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
-from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, precision_of, spiking_cost
+from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, spiking_cost
+from tune_sparsity.tuner.worker.weights import packed_weights, save_weights
 
 TOGETHER = 0.25  # seconds between two reports, at least, except at rungs and at the end: a report takes milliseconds
 
@@ -365,36 +360,3 @@ def _states(place: Place, number: int) -> Iterator[Any]:
     """Yield the states in a trial's valid checkpoints. If the object store does not answer, yield nothing."""
     with suppress(StoreError):
         yield from checkpoints.newest(place, number)
-
-
-def save_weights(training: Training | OwnTraining, path: Path) -> None:
-    """Write the bytes from `packed_weights` to a file. The file appears as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, packed_weights(training))
-
-
-def packed_weights(training: Training | OwnTraining) -> bytes:
-    """Return the network as bytes in the safetensors format. For a weight "w", "w.mask" is its mask. "w.spread" is the
-    standard deviation of the weight's values over training steps. "w.spread" exists only if the weights are averaged
-    over training steps, and if this standard deviation is measured.
-
-    The metadata contain the orientation of each weight that does not have the standard orientation (see Orientation).
-    The metadata also contain the precision of weights with few bits."""
-    state = plain_state(training.model)
-    tensors: dict[str, Tensor] = {
-        # Copies, because a network may share tensors, and safetensors refuses shared tensors.
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in state.items()
-    }
-    for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
-        tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()
-    spread = {} if training.sparse.average is None else {p.data_ptr(): s for p, s in training.sparse.average.spread()}
-    for name, tensor in state.items():
-        if tensor.data_ptr() in spread and tensor.numel():
-            tensors[f"{name}{SPREAD}"] = spread[tensor.data_ptr()].cpu().contiguous().clone()
-    turned = {layer.name: layer.orientation for layer in training.sparse.layers if layer.orientation != STANDARD}
-    about = {ORIENTATIONS: json.dumps(turned)} if turned else {}
-    if training.sparse.weight_bits != ALL_BITS:
-        precision = precision_of(training.model, training.sparse.layers, training.sparse.weight_bits)
-        about[PRECISION] = json.dumps(precision, default=dict)
-    return save(tensors, about or None)

@@ -23,7 +23,7 @@ from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.tuner.results.networks import count_zeros, write_best, write_networks
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.worker.trainable import save_weights
+from tune_sparsity.tuner.worker.weights import save_weights
 
 TARGET = 0.8
 PARAMS = {"final_sparsity": TARGET, "p": 1.3, "lr": 0.1, "threshold_interval": 5, "feedback": "pi"}

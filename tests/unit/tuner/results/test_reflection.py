@@ -34,7 +34,7 @@ from tune_sparsity.tuner.results.reflection import (
     within,
 )
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.worker.trainable import save_weights
+from tune_sparsity.tuner.worker.weights import save_weights
 
 CLASSES, FEATURES = 4, 8
 
