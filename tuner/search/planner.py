@@ -102,17 +102,17 @@ class Planner:
         method = next(iter(self._spaces)) if len(self._spaces) == 1 else turn.method
         if method is None:
             return Plan(sparsities, None, None)
-        configuration = self._configuration(method, turn.sparsity, first_points)
+        configuration = self._configuration(number, method, turn.sparsity, first_points)
         if configuration is None and self._goal.kind is GoalKind.FRONT and len(self._spaces) > 1:
             # the sampler chooses the method, too, so that methods without a searched sparsity also get trials
             return Plan(sparsities, None, None)
         return Plan({method: sparsities[method]}, method, configuration)
 
-    def _configuration(self, method: str, sparsity: float, first_points: bool) -> Configuration | None:
-        number, begun = len(self._placed[method]), sum(map(len, self._placed.values()))
-        if first_points and begun < FIRST_TRIALS and (space := self._layouts[method](sparsity)).first:
-            return self._first_point(method, sparsity, _nearest(space, sparsity, number))
-        if number % SEARCHED == SEARCHED - 1:
+    def _configuration(self, number: int, method: str, sparsity: float, first_points: bool) -> Configuration | None:
+        if first_points and number < FIRST_TRIALS and (space := self._layouts[method](sparsity)).first:
+            return self._first_point(method, sparsity, _nearest(space, sparsity, len(self._placed[method])))
+        # The remainder depends on the round, too. Otherwise, of three targets, only the last would have proposals.
+        if sum(divmod(number, len(self._goal.targets))) % SEARCHED == SEARCHED - 1:
             return None
         name = best_configuration(self._outcomes[method], sparsity, self._noise)
         if name is None:

@@ -94,6 +94,26 @@ def test_the_first_trials_of_all_methods_together_use_first_points() -> None:
         planner.begun(plan.method, plan.sparsities[plan.method])
 
 
+def test_each_of_several_targets_gets_as_many_proposals() -> None:
+    goal = at_targets(0.8, 0.9, 0.95)
+    plans = run(Planner([space_for("lpss", goal)], goal, 48), "lpss", FIRST_TRIALS + 36)
+    searched = [plan.sparsities["lpss"] for plan in plans if plan.configuration is None]
+    assert {target: searched.count(target) for target in goal.targets} == {0.8: 4, 0.9: 4, 0.95: 4}
+
+
+def test_a_method_that_the_sampler_never_chooses_still_covers_the_front() -> None:
+    planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT, 60)
+    placed: dict[str, list[float]] = {"lpss": [], "gmp": []}
+    for number in range(60):
+        plan = planned(planner, number)
+        method = plan.method or "gmp"
+        planner.begun(method, plan.sparsities[method])
+        planner.ended(method, {}, "x", plan.sparsities[method], 0.9)
+        placed[method].append(plan.sparsities[method])
+    assert len(placed["lpss"]) >= 20
+    assert len(set(placed["gmp"])) >= 25
+
+
 def test_without_first_points_the_sampler_begins() -> None:
     planner = Planner([space_for("lpss", FRONT)], FRONT, 8)
     assert planned(planner, 0, first_points=False).configuration is None
