@@ -110,21 +110,21 @@ class Planner:
 
     def _configuration(self, number: int, method: str, sparsity: float, first_points: bool) -> Configuration | None:
         if first_points and number < FIRST_TRIALS and (space := self._layouts[method](sparsity)).first:
-            return self._first_point(method, sparsity, _nearest(space, sparsity, len(self._placed[method])))
-        # The remainder depends on the round, too. Otherwise, of three targets, only the last would have proposals.
-        if sum(divmod(number, len(self._goal.targets))) % SEARCHED == SEARCHED - 1:
+            return self._first_point(space, _nearest(space, sparsity, len(self._placed[method])))
+        # The round counts, too. Otherwise, of three targets, only the last would have proposals.
+        round_of_targets, target = divmod(number, len(self._goal.targets))
+        if (round_of_targets + target) % SEARCHED == SEARCHED - 1:
             return None
         name = best_configuration(self._outcomes[method], sparsity, self._noise)
         if name is None:
             return None
         if name.startswith(FIRST):
-            return self._first_point(method, sparsity, int(name.removeprefix(FIRST)))
+            return self._first_point(self._layouts[method](sparsity), int(name.removeprefix(FIRST)))
         return Configuration(name, self._params[name])
 
-    def _first_point(self, method: str, sparsity: float, index: int) -> Configuration:
-        """Return a first point of the space for this sparsity. Its values are moved into the ranges of the whole
-        study."""
-        params = clipped(self._layouts[method](sparsity).first[index], self._spaces[method].distributions)
+    def _first_point(self, space: Space, index: int) -> Configuration:
+        """Return a first point of the space for a sparsity. Its values are moved into the ranges of the whole study."""
+        params = clipped(space.first[index], self._spaces[space.method].distributions)
         return Configuration(f"{FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
 
