@@ -3,10 +3,11 @@
     python -m benchmarks.baselines.fair --experiment fashion-mnist --data-dir DIR [--targets 0.9 0.98] [--seeds 8]
 
 The training options are averaged weights, a held learning rate, and SGD or AdamW. For each method and target sparsity,
-the search of `tune-sparsity` tunes the method on validation data, and stops bad trials early. It has SGD_TRIALS trials
-in the space METHOD+averaged and ADAMW_TRIALS trials in the space METHOD+averaged+adamw. The configuration with the best
-validation accuracy is then trained on the training and the validation data together, under `--seeds` new seeds, and
-each of these networks is tested once. The dense network is tuned and tested in the same way, once for all targets.
+the search of `tune-sparsity` tunes the method on validation data, and stops bad trials early. It searches three spaces:
+METHOD with PLAIN_TRIALS trials, METHOD+averaged with SGD_TRIALS trials, and METHOD+averaged+adamw with ADAMW_TRIALS
+trials. The configuration with the best validation accuracy is then trained on the training and the validation data
+together, under `--seeds` new seeds, and each of these networks is tested once. The dense network is tuned and tested in
+the same way, once for all targets.
 
 The seeds are the same for all methods, so a Wilcoxon signed-rank test compares lpss with each of the others seed by
 seed. Each finished search and training is a line of OUT/EXPERIMENT.jsonl and is not run again.
@@ -33,7 +34,7 @@ from tune_sparsity.tuner.study.goal import at_targets
 
 OURS, DENSE = "lpss", "dense"
 METHODS = (OURS, "gmp", "rigl", "set", "sparse-momentum", DENSE)
-SGD_TRIALS, ADAMW_TRIALS = 10, 4
+PLAIN_TRIALS, SGD_TRIALS, ADAMW_TRIALS = 10, 10, 4
 EPOCHS = {"digits": 24, "fashion-mnist": 10, "mnist": 10}
 
 
@@ -76,10 +77,10 @@ def cells(methods: list[str], targets: list[float]) -> Iterator[tuple[str, float
 
 
 def searches(common: Job, method: str, target: float) -> list[Job]:
-    """Return the two searches for a method and a target: one with SGD and one with AdamW."""
-    spaces = {"averaged": SGD_TRIALS, "averaged+adamw": ADAMW_TRIALS}
+    """Return the three searches for a method and a target: without averages, with them, and with AdamW, too."""
+    spaces = {"": PLAIN_TRIALS, "+averaged": SGD_TRIALS, "+averaged+adamw": ADAMW_TRIALS}
     own = {**common, "what": "search", "method": method, "target": target}
-    return [{**own, "space": f"{method}+{overlays}", "trials": trials} for overlays, trials in spaces.items()]
+    return [{**own, "space": method + overlays, "trials": trials} for overlays, trials in spaces.items()]
 
 
 def finals(common: Job, method: str, target: float, params: Job, seeds: int) -> list[Job]:
