@@ -314,6 +314,7 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
 
     Raises:
         NotFinite: if an output is NaN, or if the metric is NaN or infinite.
+        ValueError: if the metric has `percent` and is outside [0, 1].
     """
     device = next((param.device for param in model.parameters()), torch.device("cpu"))
     metric = metric_of(experiment.metric)
@@ -326,4 +327,5 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
     value = scorer.value()
     if not math.isfinite(value):
         raise NotFinite(f"the metric {metric.name} is {value}")
+    metric.check_range(value)
     return value

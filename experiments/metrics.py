@@ -13,6 +13,7 @@ from tune_sparsity.experiments.examples import mapped, tensors_in
 
 ACCURACY = "accuracy"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ROUNDING = 1e-6  # a mean of scores in [0, 1] may be outside of [0, 1] by this much
 _TAKEN = (
     *("bit_ops", "bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
     *("study", "syn_ops", "target", "train_bytes", "trial"),
@@ -60,6 +61,15 @@ class Metric:
             raise ValueError(
                 "a metric called accuracy must lie in [0, 1] and be maximised: set percent=True, or take another name"
             )
+
+    def check_range(self, value: float) -> None:
+        """Check a value of a metric with `percent`. Values of torchmetrics metrics are not checked.
+
+        Raises:
+            ValueError: if the value is outside [0, 1].
+        """
+        if self.percent and not is_torchmetric(self.function) and (value < -_ROUNDING or value > 1 + _ROUNDING):
+            raise ValueError(f"the {self.name} is {value:g}, but must lie in [0, 1]: give a fraction, not percent")
 
     def tolerance(self, value: float, examples: int) -> float:
         """Return the largest acceptable difference between two measurements of one network on different devices.

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces.priors import WIDTH, Prior, between
+from tune_sparsity.search_spaces.priors import WIDTH, Prior, between, same
 from tune_sparsity.search_spaces.value_parser import Place, Values
 from tune_sparsity.search_spaces.yaml_file import shown
 
@@ -129,7 +129,10 @@ class ParameterReader:
     def _choices(self, place: Place, choices: Any) -> CategoricalDistribution:
         if not isinstance(choices, list) or not choices:
             raise self._values.error(place, "choices must be a list with at least one value")
-        return CategoricalDistribution([self._values.plain(place, choice) for choice in choices])
+        found = [self._values.plain(place, choice) for choice in choices]
+        if twice := [choice for index, choice in enumerate(found) if any(same(choice, one) for one in found[:index])]:
+            raise self._values.error(place, f"the choice {shown(twice[0])} is given twice")
+        return CategoricalDistribution(found)
 
     def _range(self, place: Place, spec: dict[str, Any], *, whole: bool) -> BaseDistribution:
         low, high = (self._values.number((*place, end), spec.get(end), whole=whole) for end in ("low", "high"))
@@ -140,6 +143,9 @@ class ParameterReader:
             raise self._values.error((*place, "low"), f"low = {low:g} is above high = {high:g}")
         if step is not None:
             step = self._values.number((*place, "step"), step, whole=whole)
+            if step > high - low > 0:
+                message = f"step = {step:g} is larger than the range from {low:g} to {high:g}"
+                raise self._values.error((*place, "step"), message)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna warns if it lowers `high` to `low` + a multiple of `step`

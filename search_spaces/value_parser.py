@@ -3,6 +3,7 @@ for numbers."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ SYMBOLS: dict[str, Callable[[float], float]] = {
     "published_p": published_p,
     "published_p_early": published_p_early,
 }
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 reads 1e-2, without a point, as text
 _LARGEST = 1e300  # so that the difference of the ends of a range stays finite
 
 Place = tuple[Any, ...]
@@ -44,6 +46,8 @@ class Values:
         """Return a number, text or boolean. A word of SYMBOLS is replaced by its number."""
         if isinstance(value, str) and value in SYMBOLS:
             return SYMBOLS[value](self.target)
+        if isinstance(value, str) and _EXPONENT.fullmatch(value):
+            value = float(value)
         if not isinstance(value, str | int | float | bool):
             raise self.error(place, f"the value must be a number, text, true or false, not {shown(value)}")
         if not isinstance(value, str) and not abs(value) <= _LARGEST:

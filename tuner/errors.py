@@ -39,9 +39,10 @@ def disk_error(error: BaseException | None) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type of an exception and the first line of its message, without passwords, in at most 300
-    characters."""
+    """Return the type of an exception and the first line of its message, without passwords and control characters, in
+    at most 300 characters."""
     text = " ".join((str(error).splitlines() or [""])[0].split())
+    text = "".join(letter for letter in text if letter.isprintable())
     return redact(f"{type(error).__name__}: {text}")[:300]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe
 from tune_sparsity.experiments.examples import tensors_in
-from tune_sparsity.experiments.metrics import Metric
+from tune_sparsity.experiments.metrics import Metric, metric_of
 from tune_sparsity.sparsity.layers import LayerRules
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
 
@@ -73,6 +73,7 @@ class OwnLoop(Experiment):
             value = float(self.tests(model, self.data_dir))
         if not math.isfinite(value):
             raise NotFinite(f"the metric {self.metric_name} is {value}")
+        metric_of(self.metric).check_range(value)
         return value
 
 
@@ -84,9 +85,12 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
             baseline, layers, trained, optimizer, space and files, which are the settings of the experiment.
 
     Raises:
-        ValueError: if the function does not take exactly one argument, or has an unknown or wrong attribute.
+        ValueError: if the function is async or a generator, does not take exactly one argument, or has an unknown or
+            wrong attribute.
     """
     name = function.__name__
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise ValueError(f"{name} is no training loop: a loop is a function without `async` and `yield`")
     try:
         inspect.signature(function).bind(None)
     except TypeError:

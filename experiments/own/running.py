@@ -13,6 +13,7 @@ from torch import Generator, nn
 
 from tune_sparsity.experiments.batchnorm import moving, remeasure, remeasured
 from tune_sparsity.experiments.examples import copied
+from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.own.loop import OwnLoop
 from tune_sparsity.experiments.own.trial import LoopError, Stopped, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
@@ -118,7 +119,7 @@ class RunningTrial(Trial):
             with self.projected():
                 at_target = self._measured(value)
         self.done += 1
-        self._hand_over({**{name: float(one) for name, one in others.items()}, **self._metrics(now, at_target)})
+        self._hand_over({**{name: _number(name, one) for name, one in others.items()}, **self._metrics(now, at_target)})
 
     def _metrics(self, now: float, at_target: float) -> dict[str, float]:
         sparse, name = self.sparse, self._experiment.metric_name
@@ -135,14 +136,17 @@ class RunningTrial(Trial):
     def _measured(self, value: float | Callable[[], float]) -> float:
         """Return the reported metric. If `value` is a function, call it. Afterwards, the network's modes and the random
         generators have the same states as before."""
+        metric = metric_of(self._experiment.metric)
         if not callable(value):
-            return float(value)
-        assert self.model is not None
-        before = copied(plain_state(self.model)) if self.careful else None
-        with modes_kept(self.model), same_random_numbers(), torch.no_grad():
-            measured = float(value())
-        if before is not None:
-            self._compare(before)
+            measured = _number(metric.name, value)
+        else:
+            assert self.model is not None
+            before = copied(plain_state(self.model)) if self.careful else None
+            with modes_kept(self.model), same_random_numbers(), torch.no_grad():
+                measured = _number(metric.name, value())
+            if before is not None:
+                self._compare(before)
+        metric.check_range(measured)
         return measured
 
     def _compare(self, before: dict[str, Any]) -> None:
@@ -190,3 +194,11 @@ class RunningTrial(Trial):
 
 def _called(model: nn.Module, call: tuple[Any, Any]) -> Any:
     return model(*call[0], **call[1])
+
+
+def _number(name: str, value: Any) -> float:
+    """Convert a reported measure to a float. Raise LoopError if it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        raise LoopError(f"trial.report got {name} = {value!r}: give a number, or a function that returns one") from None

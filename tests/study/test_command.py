@@ -173,6 +173,11 @@ def test_a_time_budget_ends_the_study_with_the_results_so_far(experiment_file: P
     assert result["best"]["sparsity"] >= 0.5
     _, children = mlflow_runs(tmp_path, result)
     assert {run.info.status for run in children} <= {"FINISHED", "FAILED"}
+    # a resumed study does not begin a trial if its budget is already used up
+    resumed = run_command(["resume", "short", "--time-budget", "0.01", "--json"], tmp_path)
+    assert resumed.code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["states"] == result["states"]
+    assert "the time budget was used up" in resumed.stderr
 
 
 @pytest.mark.long

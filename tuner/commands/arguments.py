@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 _UNKNOWN = "unrecognized arguments: "
@@ -19,6 +20,13 @@ GROUP_HELP = (
     "cascade: pair a small network for easy examples with a large network for the others; "
     "reflect: also train the large network again"
 )
+
+
+def given_path(text: str) -> Path:
+    """Convert the value of an option to a path. Raise argparse.ArgumentTypeError if it is empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty: leave the option out, or give a value")
+    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
         hint = ""
         if found := re.match(f"{_UNKNOWN}(--[\\w-]+)", message):
-            near = difflib.get_close_matches(found[1], re.findall(r"--[\w-]+", self.format_usage()), n=1)
+            near = difflib.get_close_matches(found[1], re.findall(r"--[\w-]+", self.format_usage()), 1, 0.75)
             hint = f", did you mean {near[0]}?" if near else ""
         raise UsageError(f"{message}{hint} ({self.prog} --help shows all options)")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 
 
 def check(arguments: list[str]) -> int:
@@ -18,7 +17,7 @@ def check(arguments: list[str]) -> int:
         UsageError: if the experiment's file does not exist or cannot be imported, if the file defines no experiment of
             the given name, or if the experiment's data cannot be loaded.
     """
-    from tune_sparsity.tuner.commands.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser, given_path
     from tune_sparsity.tuner.errors import UsageError
 
     parser = Parser(
@@ -27,7 +26,7 @@ def check(arguments: list[str]) -> int:
         epilog="exit codes: 0 no check fails (there may be warnings), 1 a check fails, 2 wrong use",
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="built-in name, path/to/file.py:name or module:name")
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where data sets are, or are downloaded to")
+    parser.add_argument("--data-dir", metavar="DIR", type=given_path, help="where data sets are, or are downloaded to")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON on stdout")
     options = parser.parse_args(arguments)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, export_network
@@ -15,7 +14,7 @@ from tune_sparsity.tuner.results.group_export import export_group, group_named, 
 def export(arguments: list[str]) -> int:
     """Run the subcommand `export`. Return 0, or 1 if the exported file does not give the same outputs as the
     network."""
-    from tune_sparsity.tuner.commands.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser, given_path
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity export", description="Writes a network of a study as a file, and checks the file.")
@@ -31,7 +30,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=Path,
+        type=given_path,
         help="the file to write (default: a file in the subfolder export/ of the study's folder; if --storage is "
         "s3://..., in ./STUDY/export/)",
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tune_sparsity.tuner.commands.console import write_page
 from tune_sparsity.tuner.reports.study_page import report_page
 from tune_sparsity.tuner.reports.text import shown_path
@@ -14,14 +12,14 @@ REPORT_HTML = "report.html"
 
 def report(arguments: list[str]) -> int:
     """Run the subcommand `report`. Return the exit code."""
-    from tune_sparsity.tuner.commands.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser, given_path
 
     parser = Parser("tune-sparsity report", description="Writes one HTML page about a study, to send to a colleague.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=Path,
+        type=given_path,
         help="the page to write (default: report.html in the study's folder; if --storage is s3://..., in ./STUDY/)",
     )
     parser.add_storage()

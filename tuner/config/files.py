@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from tune_sparsity.tuner.system.files import write_atomically
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
+_PLACE = {"storage", "study"}
 _EXTENT = ("trials", "time_budget", "patience")
+_ALWAYS = ("experiment", "method", "trials", "epochs", "seed")
+"""Options that every study.yaml has. Without one of them, a resumed study would go on with the default."""
 _ABOUT = "about"  # the part of study.yaml that has no options, but versions, the device and the data's checksum
 _METRIC = "metric"  # a key in this part, if the metric is not accuracy
+_METRIC_KEYS: dict[str, Any] = {"name": str, "maximize": bool, "percent": bool, "baseline": (int, float)}
 MAX_MACS = "max_macs"  # a key in this part, if the goal is a latency: the multiply-adds that are expected to meet it
 WITHHELD = "tracking_uri_without_password"  # a key in this part, if the URI has a password: it is then not an option
 
@@ -56,10 +60,11 @@ def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> St
         options: options that replace those in study.yaml.
 
     Raises:
-        UsageError: if there is no such study, or if the object store cannot be read.
+        UsageError: if there is no such study, if the object store cannot be read, or if study.yaml is damaged.
     """
     place, name = storage.find(study)
-    return _from_file(place.study_yaml(name), {**options, "storage": place, "study": name})
+    path = place.study_yaml(name)
+    return _from_file(path, {**options, "storage": place, "study": name}, _ALWAYS)
 
 
 def check_withheld(config: StudyConfig) -> None:
@@ -92,18 +97,26 @@ def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
 
 def read_about(config: StudyConfig) -> dict[str, Any]:
     """Return the entry "about" of the study.yaml of an existing study. The entry contains facts that are no options,
-    such as the versions of packages and the checksum of the data. Return an empty dict if the entry is missing."""
+    such as the versions of packages and the checksum of the data. Return an empty dict if the entry is missing. Raise
+    UsageError if the entry is damaged."""
     from tune_sparsity.search_spaces import read_mapping
 
-    data, _ = read_mapping(config.storage.study_yaml(config.study))
-    return dict(data.get(_ABOUT) or {})
+    data, lines = read_mapping(config.storage.study_yaml(config.study))
+    about = data.get(_ABOUT) or {}
+    if not isinstance(about, dict):
+        raise UsageError(str(lines.error((_ABOUT,), f"{_ABOUT} must be a mapping, not {about!r}")))
+    metric = about.get(_METRIC, {})
+    if not isinstance(metric, dict) or not all(isinstance(metric[key], _METRIC_KEYS.get(key, ())) for key in metric):
+        message = f"{_METRIC} must be a mapping of {', '.join(_METRIC_KEYS)}, not {metric!r}"
+        raise UsageError(str(lines.error((_ABOUT, _METRIC), message)))
+    return about
 
 
 def _is_option(name: str) -> bool:
     return name in StudyConfig.model_fields
 
 
-def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
+def _from_file(path: Path, options: dict[str, Any], required: Sequence[str] = ()) -> StudyConfig:
     from tune_sparsity.search_spaces import (  # imported here, because it imports torch, which takes seconds
         BadFile,
         read_mapping,
@@ -117,6 +130,8 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
     named = {key.replace("-", "_"): key for key in data}
     if twice := [key for key in data if named[key.replace("-", "_")] != key]:
         raise UsageError(str(lines.error((twice[0],), f"{twice[0]!r} is given twice, once with '-' and once with '_'")))
+    if lost := [name for name in required if name not in named]:
+        raise UsageError(f"{path} lacks {lost[0]!r}, which tune-sparsity writes into this file: restore it")
     # An option without a value counts as not given. Unknown names stay, so that they cause an error.
     given = {name: data[key] for name, key in named.items() if data[key] is not None or not _is_option(name)}
     if any(name in options for name in GOALS):  # the command line's goal replaces the file's goal
@@ -128,8 +143,10 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
         return StudyConfig(**merged)
     except ValidationError as error:
         place = error.errors()[0]["loc"]
-        # An error without a place is about the goals. Then the message has the line of the file's last goal.
-        field = str(place[0]) if place else next((name for name in reversed(list(given)) if name in GOALS), "")
+        # An error without a place is about the goals. Then the message has the line of the file's last goal, unless an
+        # option of the command line may be the mistake.
+        goal = next((name for name in reversed(list(given)) if name in GOALS), "") if options.keys() <= _PLACE else ""
+        field = str(place[0]) if place else goal
         if field in named and field not in options:
             raise UsageError(str(lines.error((named[field],), describe(error)))) from None
         raise UsageError(describe(error)) from None
@@ -175,7 +192,8 @@ def keep_extent(config: StudyConfig) -> None:
     import yaml
 
     path = config.folder / STUDY_YAML
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # The user may have written '-' in the names of options.
+    entries = {key.replace("-", "_"): value for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
     extent = {name: value for name, value in config.model_dump(mode="json").items() if name in _EXTENT}
     if {name: entries.get(name) for name in extent} != extent:
         write_atomically(path, yaml.safe_dump({**entries, **extent}, sort_keys=False))

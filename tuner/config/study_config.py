@@ -173,7 +173,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _study(cls, name: str) -> str:
         if name and not STUDY_NAME.fullmatch(name):
-            raise ValueError("use only letters, digits, '.', '_' and '-', and begin with a letter or a digit")
+            raise ValueError("use 1 to 100 of letters, digits, '.', '_' and '-', and begin with a letter or a digit")
         return name
 
     @field_validator("experiment", "space", "storage", "data_dir", "address", mode="before")

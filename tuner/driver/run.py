@@ -263,7 +263,7 @@ def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, con
     study, stop = built.study, built.stop
     ray_states: dict[str, str] = {}
     with interruptible(stop, ray), study.lasting():
-        if not study.why_ended:
+        if not study.why_ended and not stop.stop_all():
             ray_states = run_trials(study, built.setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
     if stop.disk:
         raise DiskFull(stop.disk)

@@ -1,4 +1,4 @@
-"""Compare studies of one experiment: their fronts, and their best networks at each target."""
+"""Compare studies of one experiment: their fronts, and their best networks for each target or limit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, figure, hover_text, places, titled, value_axis
 from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.results.finished_study import EndedStudy
+from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.objective import Objective
-from tune_sparsity.tuner.study.pareto import best_trial, pareto_front
+from tune_sparsity.tuner.study.pareto import pareto_front
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -39,23 +40,26 @@ def check_alike(studies: Sequence[EndedStudy]) -> None:
 
 
 def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
-    """Return the best trial of each study at each target, one row for each pair of a study and a target.
+    """Return the best trial of each study for each goal, one row for each pair of a study and a goal.
 
-    The targets are those of all studies together. A row also has a difference: the trial's validation metric, minus
-    the validation metric of the first study's best trial at this target.
+    The goals are those of all studies together: each target sparsity, and each limit of bytes, multiply-adds or
+    milliseconds. A row has a target or a limit; the other is None. A row also has a difference: the trial's validation
+    metric, minus the validation metric of the first study's best trial for this goal.
     """
     objective = studies[0].goal.objective
-    targets = sorted({target for study in studies for target in study.goal.targets})
+    targets = sorted({target for study in studies if not study.goal.limited for target in study.goal.targets})
+    limits = {study.goal.condition: study.goal for study in studies if study.goal.limited}
     rows = []
-    for target in targets:
-        found = [best_trial(one, target) for one in records]
+    for goal in [*map(at_targets, targets), *limits.values()]:
+        found = [goal.best(one) for one in records]
         first = found[0].value if found[0] is not None else None
         for study, best in zip(studies, found, strict=True):
             value = None if best is None else best.value
             known = value is not None and first is not None
             rows.append(
                 {
-                    "target": target,
+                    "target": None if goal.limited else goal.lowest,
+                    "limit": goal.condition if goal.limited else None,
                     "study": study.config.study,
                     "trial": None if best is None else best.name,
                     "method": None if best is None else best.method,
@@ -79,7 +83,7 @@ def _header(objective: Objective) -> list[str]:
 def _cells(row: dict[str, Any], objective: Objective) -> list[str]:
     value, difference, nonzero = row[objective.val], row["difference"], row["nonzero_weights"]
     return [
-        *(percent(row["target"]), row["study"], row["trial"] or "none", row["method"] or ""),
+        *(row["limit"] or percent(row["target"]), row["study"], row["trial"] or "none", row["method"] or ""),
         "" if value is None else objective.text(value),
         "" if difference is None else objective.difference(difference, "+"),
         "" if row["sparsity"] is None else f"{row['sparsity']:.3%}",

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tune_sparsity.tuner.config.files import judged, read_study
+from tune_sparsity.tuner.config.files import judged, read_about, read_study
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.study_storage import StudyStorage
@@ -89,12 +87,12 @@ def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None
         folder = config.storage.readable(config.study)
     except OSError as error:
         raise UsageError(f"--storage {error}") from None
+    about = read_about(config)
     result = folder / "result.json"
     try:
         document = json.loads(result.read_text(encoding="utf-8"))
-        about = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8")).get("about") or {}
-        return EndedStudy(config, dict(about), dict(document), folder)
+        return EndedStudy(config, about, dict(document), folder)
     except FileNotFoundError:
         raise UsageError(f"study {study!r} has not ended. Continue it with: tune-sparsity resume {study}") from None
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"study {study!r}: {result} cannot be read: {error}") from None

@@ -132,6 +132,12 @@ class Goal:
         return record.feasible(self.lowest)
 
     @property
+    def limited(self) -> bool:
+        """Return whether the goal has a limit of bytes, multiply-adds or milliseconds. A trial then needs no particular
+        sparsity."""
+        return self.max_bytes is not None or self.max_macs is not None
+
+    @property
     def condition(self) -> str:
         """Return a text about what the network of a feasible trial must have, such as "at most 5,000 multiply-adds"."""
         if self.max_bytes is not None:
@@ -150,7 +156,7 @@ class Goal:
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
         """Return the two arguments of the functions in tuner.study.pareto: trials, and the smallest feasible sparsity.
         For a limit of bytes or multiply-adds, these are the trials within the limit, and 0."""
-        if self.max_bytes is None and self.max_macs is None:
+        if not self.limited:
             return list(records), target
         return [record for record in records if self.feasible(record)], 0.0
 

@@ -175,7 +175,7 @@ class TrialTrainable(tune.Trainable):
         except Disconnected:
             self._let_go()  # so that `cleanup` writes no checkpoint in the middle of an epoch
             raise  # let Ray end this process and the trial's other processes
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the user's code may call sys.exit
             again = out_of_memory(error) and not self._short_of_memory
             reason, full = one_line(error), disk_error(error)
         self._let_go()  # after the except block, because the exception refers to the training's tensors

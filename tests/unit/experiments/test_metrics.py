@@ -153,6 +153,18 @@ def test_a_nan_or_infinite_metric_raises_an_error_that_names_it(value: float) ->
         evaluate(experiment(Metric("odd", lambda o, t: value)), nn.Identity(), split)
 
 
+@pytest.mark.parametrize(("value", "inside"), [(0.0, True), (1 + 1e-7, True), (1.01, False), (-0.2, False)])
+def test_a_metric_in_percent_must_lie_between_0_and_1(value: float, inside: bool) -> None:
+    split = Split(normal(0, 6, 2), torch.zeros(6))
+    for percent in (False, True):
+        subject = experiment(Metric("odd", lambda o, t: value, percent=percent))
+        if inside or not percent:
+            assert evaluate(subject, nn.Identity(), split) == value
+        else:
+            with pytest.raises(ValueError, match=r"the odd is .*, but must lie in \[0, 1\]"):
+                evaluate(subject, nn.Identity(), split)
+
+
 def test_nan_outputs_raise_an_error_before_the_metric_is_called() -> None:
     never = Metric("never", lambda o, t: 1 / 0)
     with pytest.raises(NotFinite, match="outputs are NaN for 6 of 6 examples"):

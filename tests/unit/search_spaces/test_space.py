@@ -178,6 +178,15 @@ def test_very_small_ends_of_logarithmic_ranges_are_accepted(file: Path) -> None:
     assert load_space(str(file), 0.9).distributions["lr"] == FloatDistribution(1e-200, 1e-190, log=True)
 
 
+@pytest.mark.parametrize("written", ["1e-2", "1E-2", "1.e-2", "1.0e-2", "+1e-02", "0.01"])
+def test_a_number_may_have_an_exponent_without_a_point(written: str, file: Path) -> None:
+    lr = f"lr: {{type: float, low: {written}, high: 1e+0, log: true}}"
+    file.write_text(f"{BASE}  {lr}\n  weight_decay: {{type: categorical, choices: [0, {written}]}}\n")
+    space = load_space(str(file), 0.9)
+    assert space.distributions["lr"] == FloatDistribution(0.01, 1.0, log=True)
+    assert space.distributions["weight_decay"] == CategoricalDistribution([0, 0.01])
+
+
 def test_the_error_for_an_unknown_space_suggests_the_nearest_name() -> None:
     with pytest.raises(ValueError, match=r"unknown space 'lpsss'.*did you mean lpss"):
         load_space("lpsss", 0.9)
@@ -219,6 +228,9 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a step of 0": (parameter("lr: {type: float, low: 0.1, high: 1, step: 0}"), 5, "step"),
     "a step backwards": (parameter("threshold_interval: {type: int, low: 1, high: 9, step: -1}"), 5, "step"),
     "a step of next to nothing": (parameter("lr: {type: float, low: 0.1, high: 1, step: 1.0e-40}"), 5, "step"),
+    "a step beyond the range": (parameter("lr: {type: float, low: 0.1, high: 1, step: 2}"), 5, "step = 2 is larger"),
+    "a choice twice": (parameter("threshold: {type: categorical, choices: [cosine, linear, cosine]}"), 5, "twice"),
+    "a number with an exponent beyond all floats": (parameter("lr: 1e999"), 5, "finite"),
     "no choices": (parameter("threshold: {type: categorical, choices: []}"), 5, "at least one"),
     "choices that are a word": (parameter("threshold: {type: categorical, choices: cosine}"), 5, "list"),
     "a list among the choices": (parameter("threshold: {type: categorical, choices: [cosine, [linear]]}"), 5, "linear"),

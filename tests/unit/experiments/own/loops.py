@@ -115,6 +115,24 @@ def nan(trial):
         pass_over(model, loader, sparse)
         trial.report(lambda: float("nan") if epoch else 0.5)
 
+def percents(trial):
+    model, loader, sparse = begun(trial)
+    for epoch in trial.epochs(EPOCHS):
+        pass_over(model, loader, sparse)
+        trial.report(97.5)
+
+def reports_nothing(trial):
+    model, loader, sparse = begun(trial)
+    for epoch in trial.epochs(EPOCHS):
+        pass_over(model, loader, sparse)
+        trial.report(lambda: accuracy(model) if epoch < 1 else None, seconds="3")
+
+def reports_words(trial):
+    model, loader, sparse = begun(trial)
+    for epoch in trial.epochs(EPOCHS):
+        pass_over(model, loader, sparse)
+        trial.report(0.5, seconds="three")
+
 def raises(trial):
     model, loader, sparse = begun(trial)
     for epoch in trial.epochs(EPOCHS):
@@ -244,6 +262,12 @@ def swallows(trial):
                 pass_over(model, loader, sparse)
             except BaseException:
                 pass
+
+async def asynchronous(trial):
+    pass
+
+def generator(trial):
+    yield
 
 def takes_nothing():
     pass

@@ -114,6 +114,9 @@ def test_an_evaluation_keeps_the_training_mode_and_the_random_state(file: Path) 
         ("never_reports", 0, LoopError, r"epoch 0 ended without trial\.report"),
         ("leaves_early", 2, LoopError, "the loop ended after 2 of 4 epochs"),
         ("raises", 1, OSError, "the disk of the examples is gone"),
+        ("percents", 0, ValueError, r"the accuracy is 97\.5, but must lie in \[0, 1\]"),
+        ("reports_nothing", 1, LoopError, r"trial\.report got accuracy = None: give a number"),
+        ("reports_words", 0, LoopError, r"trial\.report got seconds = 'three': give a number"),
     ],
 )
 def test_a_training_gives_the_reason_if_its_loop_fails_or_ends_early(
@@ -206,6 +209,8 @@ def test_inspecting_a_loop_finds_its_faults(file: Path, name: str, message: str)
     [
         ("misnamed", "has an unknown attribute 'modle': it may have baseline, files, layers, metric, model"),
         ("takes_nothing", "a loop takes one argument, the trial"),
+        ("asynchronous", "a loop is a function without `async` and `yield`"),
+        ("generator", "a loop is a function without `async` and `yield`"),
     ],
 )
 def test_a_function_that_is_no_loop_is_refused(file: Path, name: str, message: str) -> None:

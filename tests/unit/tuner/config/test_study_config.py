@@ -310,7 +310,8 @@ def test_the_error_about_an_unknown_study_lists_known_studies_in_one_line(study:
 
 def test_a_mistake_in_study_yaml_is_reported_with_its_line(folder: Path) -> None:
     (folder / "studies" / "known").mkdir(parents=True)
-    (folder / "studies" / "known" / "study.yaml").write_text("target: 0.9\ntrials: few\n")
+    text = "target: 0.9\ntrials: few\nexperiment: digits\nmethod: [lpss]\nepochs: 3\nseed: 0\n"
+    (folder / "studies" / "known" / "study.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"study\.yaml:2: --trials 'few'"):
         read_study("known", LocalStorage(Path("studies")), {})
     assert read_study("known", LocalStorage(Path("studies")), {"trials": "5"}).trials == 5

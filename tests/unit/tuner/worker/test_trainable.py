@@ -156,18 +156,23 @@ def test_epochs_are_reported_together_up_to_a_rung(
     assert without_seconds(reports) == whole["lpss"][0]
 
 
-def test_the_report_of_a_failure_has_the_epochs_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"), [(ValueError("enough"), "ValueError: enough"), (SystemExit(3), "SystemExit: 3")]
+)
+def test_the_report_of_a_failure_has_the_epochs_before_it(
+    error: BaseException, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainable, "TOGETHER", 3600.0)
     epoch = trainable.Training.epoch
 
     def breaks(training: trainable.Training) -> dict[str, float]:
         if training.epochs_done == 2:
-            raise ValueError("enough")
+            raise error
         return epoch(training)
 
     monkeypatch.setattr(trainable.Training, "epoch", breaks)
     (report,) = Process(tmp_path, "lpss").run(99)
-    assert report.failure == "ValueError: enough"
+    assert report.failure == told
     assert numbers(report) == [1, 2]
 
 
@@ -230,10 +235,10 @@ def test_a_trial_is_not_tried_again_after_an_exception_in_user_code(
 
     def broken(training: trainable.Training) -> dict[str, float]:
         calls.append(1)
-        raise ValueError("at postgresql://me:secret@host/db\nand more")
+        raise ValueError("\x1b[31mat postgresql://me:secret@host/db\nand more")
 
     monkeypatch.setattr(trainable.Training, "epoch", broken)
-    assert Process(tmp_path, "lpss").run(99) == [Report(failure="ValueError: at postgresql://***@host/db")]
+    assert Process(tmp_path, "lpss").run(99) == [Report(failure="ValueError: [31mat postgresql://***@host/db")]
     assert len(calls) == 1
 
 
