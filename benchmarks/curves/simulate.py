@@ -1,6 +1,7 @@
 """Simulate whole studies of one target: the surrogate takes the place of the trainings, and the clock is simulated.
 
     python -m benchmarks.curves.simulate --experiment digits [--target 0.9] [--trials 64] [--seeds 20] [--only NAME ...]
+        [--picture FILE]
 
 The file benchmarks/curves/studies.py explains the simulation. A study chooses its best trial so far by the simulated
 validation accuracies of the trials, which have noise. The regret of the study is the surrogate's highest expected
@@ -18,8 +19,10 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from benchmarks.curves.pictures import regret_figure, save_picture
 from benchmarks.curves.points import SPARSITY
 from benchmarks.curves.studies import Make, Ours, Rays, ended_trials, highest, surrogate_of
 from benchmarks.search import RULES, without_priors
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=list(searches()), default=[])
+    parser.add_argument("--picture", type=Path, help="draw the regrets into this .png or .html")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     surrogate = surrogate_of(options.experiment)
@@ -131,10 +135,14 @@ def main() -> None:
     at = [f"regret after {trials}" for trials in (8, 16, 32, 64, 128) if trials <= options.trials]
     header = ["search", f"median trials to {100 * NEAR:g} points", *at, "epochs saved", "seconds"]
     print(f"| {' | '.join(header)} |\n|" + " --- |" * len(header))
+    found: dict[str, list[list[State]]] = {}
     for name in options.only or searches():
         about = options.experiment, options.target, options.trials
-        courses = [course(*about, seed, searches()[name]) for seed in range(options.seeds)]
-        print(f"| {' | '.join(_row(name, courses, options.trials * surrogate.epochs))} |", flush=True)
+        found[name] = [course(*about, seed, searches()[name]) for seed in range(options.seeds)]
+        print(f"| {' | '.join(_row(name, found[name], options.trials * surrogate.epochs))} |", flush=True)
+    if options.picture is not None:
+        title = f"{options.experiment} at {options.target:g}: regret of simulated studies"
+        save_picture(regret_figure(found, title), options.picture)
 
 
 if __name__ == "__main__":

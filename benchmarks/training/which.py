@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.curves.pictures import save_picture
 from benchmarks.training.jobs import Job, Jobs
 from benchmarks.training.spiking import LPSS
 from tune_sparsity.experiments import Data, Experiment, Recipe, Training, find
@@ -34,7 +34,6 @@ from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.sparsity import prunable_layers
 from tune_sparsity.sparsity.cost.multiply_adds import count_uses
 from tune_sparsity.sparsity.patterns import Neurons
-from tune_sparsity.tuner.reports.page import write_html
 from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME
 from tune_sparsity.tuner.results.cascade import as_good_as_best, group_document
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -228,25 +227,6 @@ def figure(points: list[Point]) -> go.Figure:
     return made
 
 
-def draw(points: list[Point], path: Path) -> None:
-    """Write the plots into an HTML page, or into a PNG file: a screenshot of this page in Chromium."""
-    page = path.with_suffix(".html")
-    write_html(figure(points), page)
-    if path.suffix == ".html":
-        return
-    from playwright.sync_api import sync_playwright
-
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        view = chromium.new_page(viewport={"width": 1100, "height": 650})
-        view.goto(page.resolve().as_uri())
-        view.wait_for_selector(".legend")
-        view.screenshot(path=path)
-        chromium.close()
-    page.unlink()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="where MNIST is; to train")
@@ -264,7 +244,7 @@ def main() -> None:
     points = list(points_of(read(options.out)))
     print(HEADER, *(point.row() for point in points), sep="\n")
     if options.picture is not None:
-        draw(points, options.picture)
+        save_picture(figure(points), options.picture)
 
 
 if __name__ == "__main__":

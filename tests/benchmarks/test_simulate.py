@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.curves import fronts, simulate, studies, surrogate
+from benchmarks.curves import fronts, pictures, simulate, studies, surrogate
 from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import accuracies, log_errors
 from benchmarks.curves.table import Row, Table
@@ -98,6 +98,36 @@ def test_a_row_counts_trials_from_one_and_has_the_share_of_saved_epochs() -> Non
     never = [simulate.State(0.5, 3 * k, 2.0 * k) for k in (1, 2, 3)]
     assert list(simulate._row("x", [ended], 18)) == ["x", "2", "0.50", "6"]
     assert list(simulate._row("x", [never], 18))[1] == "inf"
+
+
+def test_regret_over_time_is_that_of_the_last_ended_trial() -> None:
+    first = [simulate.State(0.3, 1, 2.0), simulate.State(0.1, 2, 5.0)]
+    second = [simulate.State(0.5, 1, 1.0), simulate.State(0.2, 2, 4.0)]
+    assert pictures.over_trials([first, second]).tolist() == [[0.3, 0.1], [0.5, 0.2]]
+    found = pictures.over_seconds([first, second], np.array([1.5, 2.0, 4.5, 9.0]))
+    assert found[0].tolist() == pytest.approx([math.nan, 0.3, 0.3, 0.1], nan_ok=True)
+    assert found[1].tolist() == [0.5, 0.5, 0.2, 0.2]
+
+
+def test_the_confidence_band_of_a_normal_mean_is_that_of_students_t() -> None:
+    mean, low, high = pictures.band(np.array([[1.0], [2.0], [3.0]]))  # standard error 1 / sqrt(3), t = 4.3027
+    assert [*mean, *low, *high] == pytest.approx([2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])
+    assert [part.tolist() for part in pictures.band(np.array([[1.0, 2.0]]))] == [[1.0, 2.0]] * 3
+
+
+def test_the_picture_of_regrets_has_a_line_and_a_band_in_both_plots() -> None:
+    course = [simulate.State(0.3, 1, 2.0), simulate.State(0.1, 2, 5.0)]
+    figure = pictures.regret_figure({"one": [course, course], "other": [course]}, "regrets")
+    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.fill is None]
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    assert [(trace.name, trace.xaxis) for trace in lines] == [
+        ("one", "x"),
+        ("one", "x2"),
+        ("other", "x"),
+        ("other", "x2"),
+    ]
+    assert len(bands) == 4
+    assert lines[0].y.tolist() == pytest.approx([30.0, 10.0])
 
 
 @pytest.mark.parametrize("name", [name for name in fronts.searches() if "three methods" not in name])
