@@ -119,7 +119,10 @@ class RunningTrial(Trial):
             with self.projected():
                 at_target = self._measured(value)
         self.done += 1
-        self._hand_over({**{name: _number(name, one) for name, one in others.items()}, **self._metrics(now, at_target)})
+        metrics = self._metrics(now, at_target)
+        if taken := sorted(others.keys() & metrics.keys()):
+            raise LoopError(f"trial.report got {taken[0]}, which the trial measures itself: give it another name")
+        self._hand_over({**{name: _number(name, one) for name, one in others.items()}, **metrics})
 
     def _metrics(self, now: float, at_target: float) -> dict[str, float]:
         sparse, name = self.sparse, self._experiment.metric_name

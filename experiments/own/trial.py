@@ -135,7 +135,8 @@ class Trial(ABC):
             others: further measures of the epoch, finite numbers such as train_loss.
 
         Raises:
-            LoopError: if no epoch is being trained.
+            LoopError: if no epoch is being trained, if a measure is no number, or if the trial measures it itself.
+            ValueError: if the metric is outside [0, 1], but must lie there.
         """
 
     def keep(self, name: str, thing: T) -> T:

@@ -205,13 +205,13 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     from tune_sparsity.experiments.registry import has_source
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
-    from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable
+    from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable, trials_text
     from tune_sparsity.tuner.search.byte_spaces import searches_width, too_many_neurons
     from tune_sparsity.tuner.storage.lease import TakenOver
     from tune_sparsity.tuner.study.trial import BINARY
 
     config = prepared.config
-    say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
+    say(f"{'Resuming' if resume else 'Starting'} {config.study}: {trials_text(config.trials)}, {prepared.goal}")
     if prepared.latency:
         say(prepared.latency)
     if config.storage.synced:

@@ -16,6 +16,7 @@ from tune_sparsity.tuner.driver.groups import group_model, with_groups
 from tune_sparsity.tuner.driver.latency import decide
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import disk_error, one_line
+from tune_sparsity.tuner.reports.text import trials_text
 from tune_sparsity.tuner.results.cascade import group_metrics, main_group
 from tune_sparsity.tuner.results.networks import Written
 from tune_sparsity.tuner.results.retraining import Retrained, Retraining
@@ -301,9 +302,9 @@ def _why(study: StudyRun, stop: StopWhen) -> str:
     """Return a sentence that says why the search ended."""
     begun = len(study.records)
     if stop.asked:
-        return f"The search was interrupted after {begun} trials."
+        return f"The search was interrupted after {trials_text(begun)}."
     if stop.out_of_time:
-        return f"The search ended after {begun} trials: the time budget was used up."
+        return f"The search ended after {trials_text(begun)}: the time budget was used up."
     return study.why_ended
 
 

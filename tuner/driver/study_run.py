@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.reports.text import trials_text
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.front import FrontTracker
@@ -131,11 +132,11 @@ class StudyRun:
     def _reason_to_end(self) -> str:
         begun, patience = len(self.records), self.config.patience
         if self.full:
-            return f"The search ended after all {begun} trials."
+            return f"The search ended after all {trials_text(begun)}."
         if patience is not None and self.standing.since_gain >= patience:
             return (
-                f"The search ended after {begun} trials: the last {self.standing.since_gain} brought no gain, and "
-                f"--patience is {patience}."
+                f"The search ended after {trials_text(begun)}: the last {self.standing.since_gain} brought no gain, "
+                f"and --patience is {patience}."
             )
         return ""
 

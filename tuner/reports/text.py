@@ -179,3 +179,8 @@ def corner_text(goal: Goal, sparsity: str) -> str:
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage: 0.9 as "90%", 0.985 as "98.5%"."""
     return f"{100 * fraction:.6g}%"
+
+
+def trials_text(count: int) -> str:
+    """Return a number of trials in words: "1 trial" or "2 trials"."""
+    return f"{count} trial{'s' * (count != 1)}"

@@ -133,6 +133,12 @@ def reports_words(trial):
         pass_over(model, loader, sparse)
         trial.report(0.5, seconds="three")
 
+def reports_sparsity(trial):
+    model, loader, sparse = begun(trial)
+    for epoch in trial.epochs(EPOCHS):
+        pass_over(model, loader, sparse)
+        trial.report(0.5, sparsity=0.3)
+
 def raises(trial):
     model, loader, sparse = begun(trial)
     for epoch in trial.epochs(EPOCHS):

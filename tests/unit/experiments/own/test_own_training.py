@@ -116,6 +116,7 @@ def test_an_evaluation_keeps_the_training_mode_and_the_random_state(file: Path) 
         ("raises", 1, OSError, "the disk of the examples is gone"),
         ("percents", 0, ValueError, r"the accuracy is 97\.5, but must lie in \[0, 1\]"),
         ("reports_nothing", 1, LoopError, r"trial\.report got accuracy = None: give a number"),
+        ("reports_sparsity", 0, LoopError, r"trial\.report got sparsity, which the trial measures itself"),
         ("reports_words", 0, LoopError, r"trial\.report got seconds = 'three': give a number"),
     ],
 )
