@@ -159,7 +159,8 @@ def test_send_delivers_the_records_that_a_dead_server_did_not_get(
     folder = tmp_path / "digits-90"
     one = InThread(server.uri, IDENTITY, folder)
     begun(one)
-    (folder / "study.yaml").write_text(f"target: 0.9\ntracking_uri: {server.uri}\n")
+    options = "target: 0.9\nexperiment: digits\nmethod: [lpss]\ntrials: 3\nepochs: 2\nseed: 0\n"
+    (folder / "study.yaml").write_text(f"{options}tracking_uri: {server.uri}\n")
     server.kill()
     send = ["send", "digits-90", "--storage", str(tmp_path)]
     try:
