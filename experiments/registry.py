@@ -113,10 +113,8 @@ def find(name: str) -> Experiment:
     if not isinstance(found, Experiment):
         has = sorted(key for key, value in vars(module_object).items() if isinstance(value, Experiment))
         kind = "class" if isinstance(found, type) else type(found).__name__
-        article = "an" if kind[0] in "aeiou" else "a"
-        but = f", but {article} {kind} of that name" if hasattr(module_object, attribute) else ""
-        known = f": it has {', '.join(has)}" if has else ""
-        raise ValueError(f"{where} has no experiment {attribute!r}{but}{known}")
+        but = f", but a {kind} of that name" if hasattr(module_object, attribute) else ""
+        raise ValueError(f"{where} has no experiment {attribute!r}{but}: it has {', '.join(has) or 'none'}")
     file = getattr(module_object, "__file__", None)
     if file and is_users_own(file):
         _homes[name] = found, Path(file).resolve().parent

@@ -25,7 +25,7 @@ from tune_sparsity.experiments.base import (
 )
 from tune_sparsity.experiments.checks.suite import Check, Level, Problem, Subject, count, same, spread, warning
 from tune_sparsity.experiments.examples import Loaded, Split, copied, length, mapped, tensors_in
-from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
+from tune_sparsity.experiments.metrics import Metric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
@@ -302,8 +302,6 @@ def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
         yield Problem(
             f"{metric.name} is not deterministic: {first:g}, then {second:g} for the same outputs and targets"
         )
-    elif metric.percent and not 0 <= first <= 1 and not is_torchmetric(metric.function):
-        yield Problem(f"{metric.name} is {first:g}: percent=True is for metrics in [0, 1]")
 
 
 def fits_labels(subject: Subject) -> Iterator[Problem]:

@@ -40,7 +40,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "chance": (Metric("m", lambda o, t: torch.rand(())), "metric", "for the same outputs and targets"),
     "several numbers": (Metric("m", lambda o, t: o[:, 0]), "metric", "m cannot be measured on 50 validation examples"),
     "not a number": (Metric("m", lambda o, t: torch.nan), "metric", "the metric m is nan, on 50 validation examples"),
-    "not in per cent": (Metric("m", lambda o, t: 2, percent=True), "metric", "percent=True is for metrics in [0, 1]"),
+    "not in per cent": (Metric("m", lambda o, t: 2, percent=True), "metric", "the m is 2, but must lie in [0, 1]"),
     "one score": (rmse, "metric", "or give a tune_sparsity.Metric"),
     "large scores": (Metric("m", lambda o, t: 50 + o[:, 0] * 0, each=True, percent=True), "metric", "score of 50"),
     "no function": (Metric("m", 3), "experiment", "its metric is a int"),
