@@ -324,7 +324,16 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
         unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))
     if bad := int(torch.cat(unknown).sum()):
         raise NotFinite(f"the network's outputs are NaN for {bad} of {split.examples} examples")
-    value = scorer.value()
+    return checked(metric, scorer.value())
+
+
+def checked(metric: Metric, value: float) -> float:
+    """Return a measured value of a metric.
+
+    Raises:
+        NotFinite: if the value is NaN or infinite.
+        ValueError: if the metric has `percent` and the value is outside [0, 1].
+    """
     if not math.isfinite(value):
         raise NotFinite(f"the metric {metric.name} is {value}")
     metric.check_range(value)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EMPTY = "the value is empty: leave the option out, or give a value"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 

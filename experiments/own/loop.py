@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe
+from tune_sparsity.experiments.base import Data, Experiment, Recipe, checked
 from tune_sparsity.experiments.examples import tensors_in
 from tune_sparsity.experiments.metrics import Metric, metric_of
 from tune_sparsity.sparsity.layers import LayerRules
@@ -64,17 +64,13 @@ class OwnLoop(Experiment):
         return None
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the test data, or None if the loop has no `test` function. Raise NotFinite if the metric
-        is not finite."""
+        """Return the metric on the test data, or None if the loop has no `test` function. The errors are those of
+        `checked`."""
         if self.tests is None:
             return None
         model.eval()
         with torch.no_grad():
-            value = float(self.tests(model, self.data_dir))
-        if not math.isfinite(value):
-            raise NotFinite(f"the metric {self.metric_name} is {value}")
-        metric_of(self.metric).check_range(value)
-        return value
+            return checked(metric_of(self.metric), float(self.tests(model, self.data_dir)))
 
 
 def own_loop(function: Callable[..., object]) -> OwnLoop:

@@ -24,8 +24,10 @@ GROUP_HELP = (
 
 def given_path(text: str) -> Path:
     """Convert the value of an option to a path. Raise argparse.ArgumentTypeError if it is empty."""
+    from tune_sparsity.tuner.errors import EMPTY
+
     if not text.strip():
-        raise argparse.ArgumentTypeError("the value is empty: leave the option out, or give a value")
+        raise argparse.ArgumentTypeError(EMPTY)
     return Path(text)
 
 

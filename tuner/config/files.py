@@ -99,9 +99,14 @@ def read_about(config: StudyConfig) -> dict[str, Any]:
     """Return the entry "about" of the study.yaml of an existing study. The entry contains facts that are no options,
     such as the versions of packages and the checksum of the data. Return an empty dict if the entry is missing. Raise
     UsageError if the entry is damaged."""
+    return about_in(config.storage.study_yaml(config.study))
+
+
+def about_in(path: Path) -> dict[str, Any]:
+    """Return the entry "about" of a study.yaml on this machine, as `read_about` does."""
     from tune_sparsity.search_spaces import read_mapping
 
-    data, lines = read_mapping(config.storage.study_yaml(config.study))
+    data, lines = read_mapping(path)
     about = data.get(_ABOUT) or {}
     if not isinstance(about, dict):
         raise UsageError(str(lines.error((_ABOUT,), f"{_ABOUT} must be a mapping, not {about!r}")))

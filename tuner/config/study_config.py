@@ -28,7 +28,7 @@ from pydantic import (
 
 from tune_sparsity.tuner.config.fields import Bytes, Front, Latency, Target, split
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
-from tune_sparsity.tuner.errors import UsageError, redact, unknown
+from tune_sparsity.tuner.errors import EMPTY, UsageError, redact, unknown
 from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, LocalStorage, StudyStorage, parse_storage
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
         if isinstance(value, str) and not value.strip():
-            raise ValueError("the value is empty: leave the option out, or give a value")
+            raise ValueError(EMPTY)
         return value
 
     @field_validator("storage", mode="before")

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.config.files import judged, read_about, read_study
+from tune_sparsity.tuner.config.files import about_in, judged, read_study
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.study_storage import StudyStorage
 from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 
@@ -87,11 +88,10 @@ def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None
         folder = config.storage.readable(config.study)
     except OSError as error:
         raise UsageError(f"--storage {error}") from None
-    about = read_about(config)
     result = folder / "result.json"
     try:
         document = json.loads(result.read_text(encoding="utf-8"))
-        return EndedStudy(config, about, dict(document), folder)
+        return EndedStudy(config, about_in(folder / STUDY_YAML), dict(document), folder)
     except FileNotFoundError:
         raise UsageError(f"study {study!r} has not ended. Continue it with: tune-sparsity resume {study}") from None
     except (OSError, ValueError, TypeError) as error:
