@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.curves.points import SPARSITY, point
-from benchmarks.curves.surrogate import Surrogate
+from benchmarks.curves.surrogate import Surrogate, accuracies
 from benchmarks.curves.table import Table
 from benchmarks.driver import option_of, reported
 from benchmarks.search import Rule
@@ -84,8 +84,9 @@ class Simulated:
 
     def __init__(self, surrogate: Surrogate, asked: Asked, rng: np.random.Generator) -> None:
         self.number, self.params, self.epoch = asked.number, asked.params, 0
-        self.expected = float(surrogate.means([asked.params])[0, -1])
-        self.curve, self.seconds = surrogate.curve(asked.params, rng), surrogate.epoch_seconds
+        (errors,) = surrogate.expected_errors([asked.params])
+        self.expected = float(accuracies(errors)[-1])
+        self.curve, self.seconds = surrogate.curve(errors, rng), surrogate.epoch_seconds
 
     @property
     def finished(self) -> bool:

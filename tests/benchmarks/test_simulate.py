@@ -62,8 +62,9 @@ def test_the_surrogate_predicts_the_accuracies_of_the_table() -> None:
     assert held.rmse < 0.02
     assert found.epoch_seconds == 2.0
     params = point("lpss", 5)
-    (mean,) = found.means([params])
-    curves = np.array([found.curve(params, np.random.default_rng(seed)) for seed in range(200)])
+    (mean,), (errors,) = found.means([params]), found.expected_errors([params])
+    assert accuracies(errors) == pytest.approx(mean)
+    curves = np.array([found.curve(errors, np.random.default_rng(seed)) for seed in range(200)])
     assert mean.shape == (EPOCHS,)
     assert curves[:, -1].std() > 0
     assert np.log(1 - curves[:, -1]).mean() == pytest.approx(np.log(1 - mean[-1]), abs=0.1)
