@@ -155,8 +155,9 @@ class _Model:
     def predict(self, x: Array) -> Array:
         """Return the expected `log_errors`, shape (configurations, epochs)."""
         forest, process = self._models
+        single = x.astype(np.float32)  # as trees expect it
         # For one configuration, the forest's own `predict` takes several times as long as its trees.
-        grown = sum(one.tree_.predict(x.astype(np.float32)) for one in forest.estimators_) / len(forest.estimators_)
+        grown = sum(one.tree_.predict(single) for one in forest.estimators_) / len(forest.estimators_)
         return np.mean([np.asarray(one).reshape(len(x), -1) for one in (grown, process.predict(x))], axis=0)
 
 
