@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 
@@ -30,13 +31,12 @@ SEVERAL, SEEDS = 10, 3
 PART = 40  # the number of trainings that are added to the table at once
 
 
-def trained(experiment: str, method: str, data_dir: str, index: int, seed: int) -> Row:
-    """Train one configuration in this process."""
+def trained(experiment: str, method: str, data_dir: str, index: int, seed: int, params: dict[str, Any]) -> Row:
+    """Train one configuration in this process. `index` is its number, and `params` are its searched parameters."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # as the search's workers do
     start = time.perf_counter()
     found, data = _loaded(experiment, data_dir)
-    params = point(method, index)
     curve, val_loss, test = list[float](), None, None
     try:
         training = Training(
@@ -61,8 +61,13 @@ def _loss(experiment: Experiment, training: Training, data: Data) -> float:
 def wanted(table: Table, upto: int) -> Iterator[tuple[int, int]]:
     """Yield the pairs of a configuration below `upto` and a seed that the table does not have yet."""
     done = {(row.index, row.seed) for row in table.rows()}
-    seeds = ((index, seed) for index in range(upto) for seed in range(1 if index % SEVERAL else SEEDS))
-    return (one for one in seeds if one not in done)
+    pairs = ((index, seed) for index in range(upto) for seed in seeds_of(index))
+    return (one for one in pairs if one not in done)
+
+
+def seeds_of(index: int) -> range:
+    """Return the seeds of a configuration."""
+    return range(1 if index % SEVERAL else SEEDS)
 
 
 def main() -> None:
@@ -77,7 +82,8 @@ def main() -> None:
     common = options.experiment, options.method, options.data_dir
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         while part := list(islice(wanted(table, options.upto), PART)):
-            table.append(list(pool.map(trained, *zip(*((*common, *one) for one in part), strict=True))))
+            tasks = [(*common, index, seed, point(options.method, index)) for index, seed in part]
+            table.append(list(pool.map(trained, *zip(*tasks, strict=True))))
             print(f"{len(table.rows())} trainings in {table.path}", flush=True)
 
 

@@ -15,6 +15,8 @@ from tune_sparsity.search_spaces.priors import from_unit
 SPARSITY = "final_sparsity"
 LEAST, MOST = 0.5, 0.995
 """The ends of the final sparsities. A study of the targets .5 to .99 searches within them."""
+INFILL = 1 << 16
+"""From this number on, configurations are no points of the Sobol sequence (see `benchmarks.curves.infill`)."""
 
 
 @cache
@@ -52,6 +54,19 @@ def _value(distribution: Any, at: float) -> Any:
         return distribution.choices[min(int(at * len(distribution.choices)), len(distribution.choices) - 1)]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     return from_unit(distribution, at)
+
+
+def applying(space: Space, params: dict[str, Any]) -> dict[str, Any]:
+    """Return `params` without the parameters that do not apply.
+
+    Raises:
+        KeyError: if a parameter that applies is missing.
+    """
+    values: dict[str, Any] = {}
+    for name in space.distributions:
+        if space.applies(name, values):
+            values[name] = params[name]
+    return values
 
 
 def whole(method: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.curves.points import SPARSITY, point
+from benchmarks.curves.points import SPARSITY, applying
 from benchmarks.curves.surrogate import Surrogate, accuracies
 from benchmarks.curves.table import Table
 from benchmarks.driver import option_of, reported
@@ -34,7 +34,7 @@ from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.trial import Epoch
 
-SLOTS, METHOD, TRIED, REFINED = 2, "lpss", 1 << 12, 6
+SLOTS, METHOD = 2, "lpss"
 
 
 @lru_cache
@@ -44,39 +44,15 @@ def surrogate_of(experiment: str, method: str = METHOD) -> Surrogate:
 
 @lru_cache
 def best_configuration(experiment: str, target: float, method: str = METHOD) -> dict[str, Any]:
-    """Return the configuration with the surrogate's highest expected accuracy at the target's sparsity.
-
-    Sobol points and the centre of the priors are tried first. Then, several times, configurations are mixed from pairs
-    of the best hundredth of those that were tried last.
-    """
-    surrogate, rng, space = surrogate_of(experiment, method), np.random.default_rng(0), load_space(method, target)
-    centre = {**space.centre(), SPARSITY: target, **({"drop": "ramp"} if "drop" in space.distributions else {})}
-    tried = [{**point(method, index), SPARSITY: target} for index in range(TRIED)]
-    tried += [centre]
-    best: tuple[float, dict[str, Any]] = 0.0, {}
-    for _ in range(REFINED):
-        values = surrogate.means(tried)[:, -1]
-        leading = [tried[place] for place in np.argsort(-values)[: len(tried) // 100]]
-        best = max(best, (float(values.max()), leading[0]), key=lambda one: one[0])
-        parents = rng.integers(len(leading), size=(TRIED, 2))
-        tried = [_mixed(leading[one], leading[other], rng) for one, other in parents]
-    return best[1]
+    """Return the configuration with the surrogate's highest expected accuracy at the target's sparsity."""
+    return surrogate_of(experiment, method).best(target)
 
 
+@lru_cache
 def highest(experiment: str, target: float, method: str = METHOD) -> float:
     """Return the surrogate's highest expected accuracy at the target's sparsity."""
     best = best_configuration(experiment, target, method)
     return float(surrogate_of(experiment, method).means([best])[0, -1])
-
-
-def _mixed(one: dict[str, Any], other: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Return the first configuration, in which about half of the parameters that both have get the second one's values.
-    The parameters that decide which others apply keep their values."""
-    deciding = ("drop", "feedback")
-    return {
-        name: other[name] if name in other and name not in deciding and rng.random() < 0.5 else value
-        for name, value in one.items()
-    }
 
 
 class Simulated:
@@ -203,15 +179,6 @@ class Rays:
 
     def _trial(self, number: int) -> Any:
         return SimpleNamespace(trial_id=str(number), status="RUNNING")
-
-
-def applying(space: Space, params: dict[str, Any]) -> dict[str, Any]:
-    """Return `params` without the parameters that do not apply."""
-    values: dict[str, Any] = {}
-    for name in space.distributions:
-        if space.applies(name, values):
-            values[name] = params[name]
-    return values
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import ThreadpoolController
 
-from benchmarks.curves.points import LEAST, MOST, SPARSITY, space_of
+from benchmarks.curves.points import LEAST, MOST, SPARSITY, applying, point, space_of
 from benchmarks.curves.table import Row, Table
+from tune_sparsity.search_spaces import load_space
 from tune_sparsity.search_spaces.priors import to_unit
 
 TREES, LEAF, FOLDS = 400, 2, 10
@@ -43,9 +44,14 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 def features(method: str, params: dict[str, Any]) -> list[float]:
     """Return a configuration as numbers. A numeric parameter becomes its place in its range, in [0, 1], or -1 if it
     does not apply. A categorical parameter becomes a number for each choice: 1 for the chosen one, otherwise 0. The
-    final sparsity becomes the place of the density on a logarithmic scale."""
-    found: list[float] = []
-    for name, distribution in space_of(method).distributions.items():
+    final sparsity becomes the place of the density on a logarithmic scale.
+
+    Raises:
+        KeyError: if a parameter that applies is missing.
+    """
+    found, space = list[float](), space_of(method)
+    params = applying(space, params)
+    for name, distribution in space.distributions.items():
         if name == SPARSITY:
             found.append(float(np.log((1 - params[name]) / (1 - MOST)) / np.log((1 - LEAST) / (1 - MOST))))
         elif isinstance(distribution, CategoricalDistribution):
@@ -121,6 +127,31 @@ class Surrogate:
         x = np.array([features(self.method, one) for one in params])
         return self._model.predict(x)
 
+    def best(self, target: float, *, tried: int = 1 << 12, refined: int = 6, seed: int = 0) -> dict[str, Any]:
+        """Return the configuration with the highest expected accuracy at the target's sparsity.
+
+        Sobol points and the centre of the priors are tried first. Then configurations are mixed from pairs of the best
+        hundredth of those that were tried last.
+
+        Args:
+            target: the sparsity.
+            tried: the number of Sobol points, and of the mixed configurations in each repetition.
+            refined: the number of repetitions, with the first one.
+            seed: it decides which pairs are mixed, and how.
+        """
+        rng, space = np.random.default_rng(seed), load_space(self.method, target)
+        centre = applying(space, {**space.centre(), SPARSITY: target})
+        configurations = [{**point(self.method, index), SPARSITY: target} for index in range(tried)]
+        configurations += [centre]
+        best: tuple[float, dict[str, Any]] = 0.0, {}
+        for _ in range(refined):
+            values = self.means(configurations)[:, -1]
+            leading = [configurations[place] for place in np.argsort(-values)[: max(2, tried // 100)]]
+            best = max(best, (float(values.max()), leading[0]), key=lambda one: one[0])
+            parents = rng.integers(len(leading), size=(tried, 2))
+            configurations = [_mixed(leading[one], leading[other], rng) for one, other in parents]
+        return best[1]
+
     def held_out(self) -> HeldOut:
         """Fit FOLDS models, each without a part of the configurations. Return the error on the parts left out."""
         predicted = np.empty_like(self._y)
@@ -133,6 +164,16 @@ class Surrogate:
         rank = np.corrcoef(true.argsort().argsort(), found.argsort().argsort())[0, 1]
         rmse = float(np.sqrt(np.mean((true - found)[better] ** 2)))
         return HeldOut(len(true), rmse, float(np.sqrt(np.mean(spreads))), float(rank))
+
+
+def _mixed(one: dict[str, Any], other: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Return the first configuration, in which about half of the parameters that both have get the second one's values.
+    The parameters that decide which others apply keep their values."""
+    deciding = ("drop", "feedback")
+    return {
+        name: other[name] if name in other and name not in deciding and rng.random() < 0.5 else value
+        for name, value in one.items()
+    }
 
 
 class _Model:

@@ -22,7 +22,7 @@ class Row:
     """One training.
 
     Attributes:
-        index: the number of its configuration, see `points.point`.
+        index: the number of its configuration, see `points.point` and `points.INFILL`.
         seed: of the training.
         params: the searched parameters.
         at_target: after each epoch, the validation accuracy of the network while it is pruned to its final sparsity

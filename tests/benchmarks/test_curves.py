@@ -76,7 +76,7 @@ def test_trainings_that_the_table_contains_are_not_listed_as_missing(tmp_path: P
 
 
 def test_a_repeated_training_gives_the_same_row() -> None:
-    one, again = (trained("digits", "gmp", "", 1, 0) for _ in range(2))
+    one, again = (trained("digits", "gmp", "", 1, 0, point("gmp", 1)) for _ in range(2))
     assert replace(one, seconds=0.0) == replace(again, seconds=0.0)
     assert len(one.at_target) == 24
     assert one.test is not None

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.curves import fronts, pictures, simulate, studies, surrogate
-from benchmarks.curves.points import SPARSITY, point
-from benchmarks.curves.surrogate import accuracies, log_errors
+from benchmarks.curves import fronts, infill, pictures, simulate, studies, surrogate
+from benchmarks.curves.points import INFILL, LEAST, SPARSITY, applying, point
+from benchmarks.curves.surrogate import accuracies, features, log_errors
 from benchmarks.curves.table import Row, Table
 from benchmarks.front import FRONT
+from tune_sparsity.search_spaces import load_space
 
 EPOCHS, BEST = 6, 0.98
 METHODS = ("lpss", "gmp")
@@ -80,6 +81,42 @@ def test_accuracies_are_recovered_from_the_logarithms_of_errors() -> None:
 def test_the_highest_accuracy_of_the_surrogate_is_near_the_true_optimum() -> None:
     assert studies.highest("known", 0.5) == pytest.approx(BEST, abs=0.004)
     assert studies.highest("known", 0.98) < studies.highest("known", 0.5)
+
+
+def test_the_best_configuration_has_exactly_the_parameters_that_apply() -> None:
+    """The surrogate has seen no others: a parameter that does not apply would lead it astray."""
+    for target in (0.5, 0.9, 0.98):
+        best = studies.best_configuration("known", target)
+        assert best == applying(load_space("lpss", target), best)
+        assert best[SPARSITY] == target
+
+
+def test_a_parameter_that_does_not_apply_has_no_influence_and_a_missing_one_is_an_error() -> None:
+    params = next(one for one in (point("lpss", index) for index in range(9)) if one["drop"] == "ramp")
+    assert features("lpss", {**params, "threshold.shape": "cubic", "feedback_gain": 0.3}) == features("lpss", params)
+    with pytest.raises(KeyError, match="momentum"):
+        features("lpss", {name: value for name, value in params.items() if name != "momentum"})
+
+
+def test_infill_proposes_the_best_configuration_and_one_from_the_priors_over_all_sparsities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(infill, "TARGETS", 8)
+    found = dict(infill.proposed("lpss", studies.Table("known", "lpss").rows(), INFILL))
+    assert list(found) == list(range(INFILL, INFILL + 2 * infill.TARGETS))
+    best, drawn = list(found.values())[::2], list(found.values())[1::2]
+    targets = [one[SPARSITY] for one in best]
+    assert targets == [one[SPARSITY] for one in drawn]
+    places = sorted(np.log(1 - np.array(targets)) / np.log(1 - infill.HIGHEST))
+    assert np.diff(places).max() < 2 * np.diff(places).min()
+    low = math.log(1 - LEAST) / math.log(1 - infill.HIGHEST)
+    step = (1 - low) / infill.TARGETS
+    assert low <= places[0] <= low + step
+    assert 1 - step <= places[-1] <= 1
+    for params in (*best, *drawn):
+        assert params == applying(load_space("lpss", params[SPARSITY]), params)
+    assert np.mean([abs(one["momentum"] - 0.9) for one in best]) < 0.01  # the optimum of the made-up accuracy
+    assert np.mean([one["drop"] == "ramp" for one in drawn]) >= 0.5  # the prior's probability is .85
 
 
 @pytest.mark.parametrize("name", ["default", "Ray", "random", "no early stopping", "no priors, no first points"])
