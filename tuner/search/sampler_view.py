@@ -17,7 +17,9 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from heapq import nsmallest
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -48,8 +50,8 @@ class View:
             each infeasible trial gets a value below all feasible ones, and each stopped trial a value below all
             infeasible ones (Deb's rules, 2000). This suits samplers that compare only ranks.
         most: the largest number of ended trials in the sampler's study. If there are more, only the best and the latest
-            trials are kept.
-        best: the number of best trials to keep.
+            trials are kept, and half of `most` are the best. None if all are kept, in one study, because the sampler
+            stores its state in this study.
         running: the largest number of running trials. If there are more, the sampler sees only the latest ones.
         everything: a dict from names of parameters to distributions. In the sampler's study, each trial has all these
             parameters, including parameters that the trial itself does not use. This is for samplers that learn only
@@ -59,8 +61,7 @@ class View:
     """
 
     constraint: bool = True
-    most: int = 256
-    best: int = 64
+    most: int | None = 128
     running: int = sys.maxsize
     everything: Mapping[str, BaseDistribution] = field(default_factory=dict)
     centre: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +108,8 @@ class OwnStudy(OneByOne):
 
     @abstractmethod
     def add(self, trials: Iterable[FrozenTrial]) -> None:
-        """Add ended trials of an earlier process or of another study to the sampler's own study."""
+        """Add ended trials of an earlier process or of another study to the sampler's own study. They come in the order
+        in which they ended."""
 
     def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of `named` that the sampler sees. `named` is a dict from parameters' names to their values or
@@ -126,28 +128,69 @@ class OwnStudy(OneByOne):
         return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
 
 
+class _Told(NamedTuple):
+    """An ended trial as the sampler sees it. Better trials are smaller."""
+
+    rank: tuple[float, float]
+    place: int  # among the ended trials, in the order of their ends
+    number: int  # in the journal
+    seen: FrozenTrial
+
+
 class SamplingStudy(OwnStudy):
-    """Lets a sampler learn from the best and the latest trials, in a study of its own."""
+    """Lets a sampler learn from the best and the latest trials, in a study of its own.
+
+    The trials in this study are sorted by their numbers in the journal. Which trials it has depends only on the ended
+    trials, in the order of their ends, and on the running ones. So after a restart of the process, a sampler sees the
+    same study as without the restart. (This does not hold if more than `View.running` trials have been running at the
+    same time.)
+
+    Args:
+        sampler: the sampler that proposes the parameters.
+        view: the trials and values that it sees.
+    """
+
+    def __init__(self, sampler: BaseSampler, view: View) -> None:
+        super().__init__(sampler, view)
+        self._best, self._later = list[_Told](), list[_Told]()  # the ended trials in `_study`
+        self._count = 0  # ended trials
+        self._highest = -1  # the highest number of all trials
+        self._sorted = True
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Begin the trial also in the sampler's own study. Parameters that are already fixed keep their values: the
         parameters of an enqueued trial, and parameters that an earlier process has proposed."""
+        if self._view.most is not None and (self._forget(self._view.most) or not self._sorted):
+            self._rebuild()
         self._begin(trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
+        self._sorted = trial.number > self._highest
+        self._highest = max(self._highest, trial.number)
         if len(self._open) > self._view.running:
             oldest = self._open.pop(next(iter(self._open)))
             self._study.tell(oldest, state=TrialState.FAIL)  # no sampler reads failed trials
+
+    def settle(self, trial: optuna.Trial) -> None:
+        """As `OwnStudy.settle`. Then replace the running trial by a copy without the attributes that a sampler gave it:
+        TPE notes parameters that it proposed and that do not apply, and a restarted process would not know them."""
+        super().settle(trial)
+        if self._view.most is not None:
+            own = self._open[trial.number]
+            self._study.tell(own, state=TrialState.FAIL)
+            self._study.add_trial(_running(own))
+            (*_, copy) = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            self._open[trial.number] = optuna.Trial(self._study, copy._trial_id)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """End the trial also in the sampler's own study. The settings in `View` decide which state and which value the
         trial gets there."""
+        seen = self._remembered(trial, state, values)
         own = self._open.pop(trial.number, None)
         if own is None:
-            self._study.add_trial(self._seen(trial, state, values))
+            self._study.add_trial(seen)
         else:
             self._tell(own, trial, state, values)
-        self._forget()
 
     def _tell(self, own: optuna.Trial, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         state, told = self._told(state, values, _constraint(trial))
@@ -159,10 +202,17 @@ class SamplingStudy(OwnStudy):
             self._study.tell(own, told, state=state)
 
     def add(self, trials: Iterable[FrozenTrial]) -> None:
-        for trial in trials:
-            if trial.params:
-                self._study.add_trial(self._seen(trial, trial.state, trial.values))
-        self._forget()
+        seen = [self._remembered(trial, trial.state, trial.values) for trial in trials if trial.params]
+        self._study.add_trials(seen)
+        self._sorted = False
+
+    def _remembered(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> FrozenTrial:
+        """Remember an ended trial. Return it as the sampler sees it."""
+        seen = self._seen(trial, state, values)
+        self._later.append(_Told(_rank(seen), self._count, trial.number, seen))
+        self._count += 1
+        self._highest = max(self._highest, trial.number)
+        return seen
 
     def _told(
         self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
@@ -188,26 +238,30 @@ class SamplingStudy(OwnStudy):
                 constraints=_constraint(trial) if state is TrialState.COMPLETE and self._view.constraint else None,
             )
 
-    def _forget(self) -> None:
-        """Replace the sampler's own study by a new one if it has become too large. The new study has only the best and
-        the latest trials.
+    def _forget(self, most: int) -> bool:
+        """Forget trials that are neither among the best nor among the latest, if there are more than `most` ended
+        trials. Return whether there were more.
 
-        Running trials are also in the new study, but they do not count for its size. Otherwise hundreds of them would
-        leave no space for ended trials.
+        Several trials are forgotten at a time, so that the study is seldom rebuilt. Running trials do not count.
+        Otherwise hundreds of them would leave no space for ended trials.
         """
-        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if len(ended) <= self._view.most:
-            return
-        ranked = sorted(zip(_ranks(ended), range(len(ended)), strict=True))
-        keep = {index for _, index in ranked[: self._view.best]}
-        recent = [index for index in reversed(range(len(ended))) if index not in keep]
-        keep |= set(recent[: max(0, self._view.most * 3 // 4 - len(keep))])
+        forgets = len(self._best) + len(self._later) > most
+        while len(self._best) + len(self._later) > most:
+            step = max(1, most // 4)
+            self._best = nsmallest(most // 2, [*self._best, *self._later[:step]])
+            del self._later[:step]
+        return forgets
+
+    def _rebuild(self) -> None:
+        """Replace the sampler's own study by a new one, in which the trials are sorted."""
+        running = dict(sorted(self._open.items()))
+        trials = [(told.number, told.seen) for told in (*sorted(self._best, key=attrgetter("place")), *self._later)]
+        trials += [(number, _running(own)) for number, own in running.items()]
         self._study = self._new_study()
-        self._study.add_trials([ended[index] for index in sorted(keep)])
-        self._study.add_trials([_running(own) for own in self._open.values()])
+        self._study.add_trials([trial for _, trial in sorted(trials, key=lambda pair: pair[0])])
         begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._open = {
-            number: optuna.Trial(self._study, own._trial_id) for number, own in zip(self._open, begun, strict=True)
+            number: optuna.Trial(self._study, own._trial_id) for number, own in zip(running, begun, strict=True)
         }
 
 
@@ -247,24 +301,20 @@ def _ranked(merit: float) -> float:
     return 0.5 + 0.5 * merit / (1 + abs(merit))
 
 
-def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
-    """Return a sort key for each trial. Feasible trials come first, the best of them at the front, then infeasible
-    trials, and then stopped trials."""
-    ranks = []
-    for trial in trials:
-        if trial.state is not TrialState.COMPLETE:
-            ranks.append((2.0, 0.0))
-        elif (missing := _missing(trial.constraints)) > 0:
-            ranks.append((1.0, missing))
-        else:
-            ranks.append((0.0, -trial.values[0]))
-    return ranks
+def _rank(trial: FrozenTrial) -> tuple[float, float]:
+    """Return a sort key. Feasible trials come first, the best of them at the front, then infeasible trials, and then
+    stopped trials."""
+    if trial.state is not TrialState.COMPLETE:
+        return 2.0, 0.0
+    missing = _missing(trial.constraints)
+    return (1.0, missing) if missing > 0 else (0.0, -trial.values[0])
 
 
 @dataclass(frozen=True)
 class _Ended:
     """An ended trial from which the sampler learns."""
 
+    number: int  # in the journal
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     position: float  # the log_sparsity of its final sparsity
@@ -321,31 +371,31 @@ class LikeSparsityStudy(OwnStudy):
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         del self._open[trial.number]
-        self._take(trial.params, trial.distributions, values if state is TrialState.COMPLETE else None)
+        self._take(trial, values if state is TrialState.COMPLETE else None)
 
     def add(self, trials: Iterable[FrozenTrial]) -> None:
         for trial in trials:
             if trial.params:
-                self._take(trial.params, trial.distributions, trial.values)
+                self._take(trial, trial.values)
 
-    def _take(
-        self, params: dict[str, Any], distributions: dict[str, BaseDistribution], values: Sequence[float] | None
-    ) -> None:
-        seen = {**self._view.centre, **self._seen_params(params)}
-        known = {name: own for name, own in {**self._view.everything, **distributions}.items() if name in seen}
-        position = log_sparsity(self._sparsity_of(params))
-        self._ended.append(_Ended(seen, known, position, None if values is None else values[0]))
+    def _take(self, trial: FrozenTrial, values: Sequence[float] | None) -> None:
+        seen = {**self._view.centre, **self._seen_params(trial.params)}
+        known = {name: own for name, own in {**self._view.everything, **trial.distributions}.items() if name in seen}
+        position = log_sparsity(self._sparsity_of(trial.params))
+        self._ended.append(_Ended(trial.number, seen, known, position, None if values is None else values[0]))
 
     def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
         """Return a new study for the sampler. It has the ended trials nearest to this position, which is -log(1 -
-        sparsity), and the latest running trials."""
+        sparsity), and the latest running trials. Equally near trials are sorted by number, because the order of the
+        trials may change after a restart of the process."""
 
         def nearest(trials: list[_Ended]) -> list[_Ended]:
             most = max(LIKE, len(trials) // LIKE_SHARE)
-            return sorted(trials, key=lambda trial: abs(trial.position - position))[: min(most, self._view.most)]
+            near = sorted(trials, key=lambda trial: (abs(trial.position - position), trial.number))
+            return near[:most][: self._view.most]
 
         completed = nearest([trial for trial in self._ended if trial.merit is not None])
         others = nearest([trial for trial in self._ended if trial.merit is None])

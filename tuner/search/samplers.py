@@ -38,7 +38,7 @@ class SamplerKind:
             study in the journal.
         constraint: whether the sampler itself handles the constraint that a trial reaches the target sparsity. If not,
             an infeasible trial gets a value below all feasible ones (Deb's rule).
-        most: the largest number of ended trials in its own study.
+        most: the largest number of ended trials in its own study. None if it needs all in one study, see `View.most`.
         running: the largest number of running trials in its own study.
         startup: the number of completed trials before the sampler learns. Until then, parameters are drawn from the
             priors.
@@ -53,7 +53,7 @@ class SamplerKind:
     methods: bool = True
     own_study: bool = False
     constraint: bool = True
-    most: int = sys.maxsize
+    most: int | None = None
     running: int = sys.maxsize
     startup: int = 0
     anew: bool = False
@@ -98,7 +98,7 @@ SAMPLERS = {
         "tree-structured Parzen estimator: for any goal and for one or several methods",
         _tpe,
         own_study=True,
-        most=256,
+        most=128,
         running=64,
         startup=8,
         anew=True,

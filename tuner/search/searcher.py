@@ -111,7 +111,7 @@ class OptunaSearcher:
         ended = [trial for trial in trials if trial.state.is_finished()]
         if self._sampling is not None:
             self._sampling.add(self._earlier())
-            self._sampling.add(ended)
+            self._sampling.add(sorted(ended, key=_elapsed))
         for trial in ended:
             self._begun(trial.params)
             self._ended(trial)
@@ -338,6 +338,11 @@ class OptunaSearcher:
     def states(self) -> Mapping[int, str]:
         """Return a dict from the number of each trial to the name of the trial's state in Optuna."""
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
+
+
+def _elapsed(trial: FrozenTrial) -> float:
+    """Return the seconds that the study had run when a trial ended."""
+    return float(trial.user_attrs.get(RECORD, {}).get("elapsed", 0.0))
 
 
 def _values(record: TrialRecord) -> list[float]:

@@ -62,6 +62,12 @@ def own_study(searcher: OptunaSearcher) -> optuna.Study:
     return searcher._sampling._study
 
 
+def shown(study: SamplingStudy | OptunaSearcher) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that a sampler reads. It reads no failed ones."""
+    own = own_study(study) if isinstance(study, OptunaSearcher) else study._study
+    return [trial for trial in own.trials if trial.state is not TrialState.FAIL]
+
+
 def test_the_command_and_the_search_package_know_the_same_samplers() -> None:
     assert set(SAMPLERS) == set(study_config.SAMPLERS), "the names stand in tuner/config/study_config.py, too"
 
@@ -88,7 +94,7 @@ def test_for_one_target_the_sampler_sees_one_value_and_the_study_stores_two() ->
     searcher = OptunaSearcher([SPACE], TARGET)
     asked = searcher.ask()
     searcher.tell(ended(asked, accuracy=0.7))
-    (seen,), (recorded,) = own_study(searcher).trials, searcher.study.trials
+    (seen,), (recorded,) = shown(searcher), searcher.study.trials
     assert seen.values == [0.7]
     assert seen.params == recorded.params
     assert seen.constraints == {"target": 0.0}
@@ -175,8 +181,8 @@ def test_stopped_and_failed_trials_are_places_to_avoid_and_no_results() -> None:
     searcher = OptunaSearcher([SPACE], TARGET)
     for state in (State.PRUNED, State.FAILED):
         searcher.tell(ended(searcher.ask(), state, accuracy=1.0))
-    assert [trial.state for trial in own_study(searcher).trials] == [TrialState.PRUNED] * 2
-    assert [trial.values for trial in own_study(searcher).trials] == [None] * 2
+    assert [trial.state for trial in shown(searcher)] == [TrialState.PRUNED] * 2
+    assert [trial.values for trial in shown(searcher)] == [None] * 2
 
 
 def test_a_sampler_without_constraints_ranks_feasible_before_infeasible_before_stopped() -> None:
@@ -203,7 +209,7 @@ def test_a_restarted_search_gives_the_sampler_the_same_trials(sampler: str, tmp_
     def knows(searcher: OptunaSearcher) -> list[tuple[Any, ...]]:
         return [
             (t.state, t.values, {name: value for name, value in t.params.items() if name != "feedback_gain"})
-            for t in own_study(searcher).trials
+            for t in shown(searcher)
         ]
 
     journal = tmp_path / "optuna.journal"
@@ -237,22 +243,27 @@ def trial(value: float, number: int = 0, state: TrialState = TrialState.COMPLETE
 
 
 def test_a_sampler_of_a_long_study_keeps_the_best_and_the_latest_trials() -> None:
-    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=40, best=10))
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=40))
     study.add([trial(-number, number) for number in range(30)])
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
     running = record.ask({"x": FloatDistribution(0, 1000)})
     study.settle(running)
     study.add([trial(-number, number) for number in range(30, 60)])
-    kept = study._study.trials
-    assert [t.params["x"] for t in kept[:-1]] == [*range(10), *range(40, 60)]
-    assert kept[-1].state is TrialState.RUNNING
-    assert kept[-1].params == running.params
+    record.ask()
+    kept = [t for t in shown(study) if t.state is TrialState.COMPLETE]
+    assert [t.params["x"] for t in kept] == [*range(20), *range(40, 60)]  # the latest, until there are more than 40
+    study.add([trial(-number, number) for number in range(60, 70)])
+    record.ask()
+    kept = [t for t in shown(study) if t.state is TrialState.COMPLETE]
+    assert [t.params["x"] for t in kept] == [*range(20), *range(50, 70)]
+    (begun, *_) = (t for t in shown(study) if t.state is TrialState.RUNNING)
+    assert begun.params == running.params
     record.tell(running, [1.0, 0.9])
-    assert [t.value for t in study._study.trials[-1:]] == [1.0]
+    assert [t.value for t in shown(study) if t.state is TrialState.COMPLETE and t.params == running.params] == [1.0]
 
 
 def test_the_study_of_a_sampler_is_rarely_rebuilt_if_many_trials_are_running() -> None:
-    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5))
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20))
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
     running = [record.ask({"x": FloatDistribution(0, 1000)}) for _ in range(60)]
     for one in running:
@@ -260,15 +271,15 @@ def test_the_study_of_a_sampler_is_rarely_rebuilt_if_many_trials_are_running() -
     begun = [study._study]
     for one in running:
         record.tell(one, [1.0, 0.9])
+        study.settle(record.ask({"x": FloatDistribution(0, 1000)}))
         if study._study is not begun[-1]:
             begun.append(study._study)
-        kept = [trial for trial in study._study.trials if trial.state.is_finished()]
-        assert len(kept) <= 20
+        assert sum(trial.state.is_finished() for trial in shown(study)) <= 20
     assert len(begun) <= 1 + 60 // 5
 
 
 def test_a_sampler_sees_the_latest_running_trials_and_every_completed_one() -> None:
-    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5, running=4))
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, running=4))
     record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
     running = []
     for _ in range(10):
@@ -287,10 +298,11 @@ def test_a_sampler_sees_the_latest_running_trials_and_every_completed_one() -> N
 
 
 def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
-    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=8, best=6))
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=12))
     study.add([trial(0.5, number) for number in range(4)])
-    study.add([trial(0.5, number, TrialState.PRUNED) for number in range(4, 9)])
-    assert [t.params["x"] for t in study._study.trials] == [0, 1, 2, 3, 4, 5]
+    study.add([trial(0.5, number, TrialState.PRUNED) for number in range(4, 13)])
+    optuna.create_study(sampler=study, directions=["maximize"] * 2).ask()
+    assert [t.params["x"] for t in shown(study)[:-1]] == [0, 1, 2, 3, 4, 5, 9, 10, 11, 12]
 
 
 @pytest.mark.parametrize(
@@ -331,4 +343,4 @@ def test_the_number_of_trials_that_a_sampler_sees_is_limited(front: bool) -> Non
     for number in range(400):
         searcher.tell(ended(searcher.ask(), accuracy=float(rng.random())))
         if number >= 300 and number % 50 == 0:
-            assert len(own_study(searcher).trials) <= SAMPLERS["tpe"].most + 1
+            assert len(shown(searcher)) <= (SAMPLERS["tpe"].most or 0) + 1
