@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.curves.points import SPARSITY
-from benchmarks.curves.table import Table
+from benchmarks.curves.points import INFILL, SPARSITY
+from benchmarks.curves.table import Row, Table
 from benchmarks.training.single_process import completed
 from tune_sparsity.experiments import Data, Experiment, find
 from tune_sparsity.experiments.base import outputs_of
@@ -222,9 +222,14 @@ def _judged(rows: Array, value: int, error: int) -> Iterator[str]:
     yield f"{np.mean(np.abs(away) <= rows[:, error]):.0%}"
 
 
+def _drawn() -> list[Row]:
+    """Return the trainings of the Sobol sequence on digits that did not diverge."""
+    return [row for row in Table("digits", METHOD).rows() if row.index < INFILL and row.test is not None]
+
+
 def table(draws: int) -> None:
     """Run the subcommand `table`: print its table."""
-    rows = [row for row in Table("digits", METHOD).rows() if row.test is not None]
+    rows = _drawn()
     columns = [[row.at_target[-1], row.val_loss, row.params[SPARSITY], row.test] for row in rows]
     data, rng = np.array(columns, dtype=float), np.random.default_rng(0)
     print("| trials | rule | below .93 | from .93 on |\n|" + " --- |" * 4)
@@ -253,9 +258,8 @@ def _gains(data: Array, count: int, draws: int, rng: np.random.Generator) -> dic
 def seeds(draws: int) -> None:
     """Run the subcommand `seeds`: print its table."""
     by_index: dict[int, list[list[float]]] = {}
-    for row in Table("digits", METHOD).rows():
-        if row.test is not None:
-            by_index.setdefault(row.index, []).append([row.at_target[-1], row.test, row.params[SPARSITY]])
+    for row in _drawn():
+        by_index.setdefault(row.index, []).append([row.at_target[-1], row.test, row.params[SPARSITY]])
     data, rng = np.array([some for some in by_index.values() if len(some) == 3]), np.random.default_rng(0)
     print("| sparsities | configurations | 2 confirmed | 3 confirmed |\n|" + " --- |" * 4)
     for low, high in ((0.5, 0.8), (0.8, 0.93), (0.93, 0.98)):

@@ -28,7 +28,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import ThreadpoolController
 
-from benchmarks.curves.points import LEAST, MOST, SPARSITY, applying, point, space_of
+from benchmarks.curves.points import INFILL, LEAST, MOST, SPARSITY, applying, point, space_of
 from benchmarks.curves.table import Row, Table
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.search_spaces.priors import to_unit
@@ -78,6 +78,7 @@ class HeldOut:
     """The error on held-out configurations, at the last epoch.
 
     Attributes:
+        infill: whether these are the trainings of `benchmarks.curves.infill`, or those of the Sobol sequence.
         rows: the number of trainings.
         rmse: the root mean square error of the accuracy, over the more accurate half of the trainings.
         seeds: the standard deviation of the accuracy between seeds of one configuration, over the configurations whose
@@ -85,6 +86,7 @@ class HeldOut:
         rank: Spearman's correlation of predicted and measured accuracies, over all trainings.
     """
 
+    infill: bool
     rows: int
     rmse: float
     seeds: float
@@ -152,18 +154,27 @@ class Surrogate:
             configurations = [_mixed(leading[one], leading[other], rng) for one, other in parents]
         return best[1]
 
-    def held_out(self) -> HeldOut:
-        """Fit FOLDS models, each without a part of the configurations. Return the error on the parts left out."""
+    def held_out(self) -> list[HeldOut]:
+        """Fit FOLDS models, each without a part of the configurations. Return the errors on the parts left out: of the
+        trainings of the Sobol sequence and, if there are any, of those of `benchmarks.curves.infill`."""
         predicted = np.empty_like(self._y)
         for fit, held in GroupKFold(FOLDS).split(self._x, groups=self._groups):
             predicted[held] = _Model().fit(self._x[fit], self._y[fit]).predict(self._x[held])
         true, found = accuracies(self._y[:, -1]), accuracies(predicted[:, -1])
-        better = true >= np.median(true)
-        several = [true[self._groups == group] for group in np.unique(self._groups)]
-        spreads = [one.var(ddof=1) for one in several if len(one) > 1 and one.mean() >= np.median(true)]
-        rank = np.corrcoef(true.argsort().argsort(), found.argsort().argsort())[0, 1]
-        rmse = float(np.sqrt(np.mean((true - found)[better] ** 2)))
-        return HeldOut(len(true), rmse, float(np.sqrt(np.mean(spreads))), float(rank))
+        infill = self._groups >= INFILL
+        return [
+            _held_out(bool(kind), self._groups[infill == kind], true[infill == kind], found[infill == kind])
+            for kind in np.unique(infill)
+        ]
+
+
+def _held_out(infill: bool, groups: Any, true: Array, found: Array) -> HeldOut:
+    better = true >= np.median(true)
+    several = [true[groups == group] for group in np.unique(groups)]
+    spreads = [one.var(ddof=1) for one in several if len(one) > 1 and one.mean() >= np.median(true)]
+    rank = np.corrcoef(true.argsort().argsort(), found.argsort().argsort())[0, 1]
+    rmse = float(np.sqrt(np.mean((true - found)[better] ** 2)))
+    return HeldOut(infill, len(true), rmse, float(np.sqrt(np.mean(spreads))), float(rank))
 
 
 def _mixed(one: dict[str, Any], other: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -220,12 +231,12 @@ def main() -> None:
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--method", nargs="+", default=["lpss"])
     options = parser.parse_args()
-    print(
-        "| method | trainings | error on held-out configurations | between seeds | rank correlation |\n|" + " --- |" * 5
-    )
+    print("| method | configurations | trainings | error when held out | between seeds | rank correlation |")
+    print("|" + " --- |" * 6)
     for method in options.method:
-        held = Surrogate(method, Table(options.experiment, method).rows()).held_out()
-        print(f"| {method} | {held.rows:,} | {100 * held.rmse:.2f} | {100 * held.seeds:.2f} | {held.rank:.3f} |")
+        for held in Surrogate(method, Table(options.experiment, method).rows()).held_out():
+            figures = f"{held.rows:,} | {100 * held.rmse:.2f} | {100 * held.seeds:.2f} | {held.rank:.3f}"
+            print(f"| {method} | {'infill' if held.infill else 'Sobol sequence'} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

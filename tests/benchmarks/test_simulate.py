@@ -54,8 +54,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def test_the_surrogate_predicts_the_accuracies_of_the_table() -> None:
     found = studies.surrogate_of("known")
-    held = found.held_out()
+    (held,) = found.held_out()
     assert held.rows == 360
+    assert not held.infill
     assert held.rank > 0.9
     # `seeds` is the deviation of the accuracy between seeds in the better half of the trainings: 0.05 times the error,
     # because the noise of the logarithm is 0.05. In this half, an error is about 1 - BEST or somewhat larger.
