@@ -225,7 +225,7 @@ class Rule(NamedTuple):
 
 
 # The first rule is the default of the search.
-RULES = tuple(Rule(*one) for one in ((), (0.2, 3, 4), (1 / 6, 3, 3), (1 / 6, 2, 3), (1 / 8, 3, 3), (1 / 8, 2, 2)))
+RULES = tuple(Rule(*one) for one in ((), (1 / 5, 3, 3), (1 / 5, 3, 4), (1 / 6, 3, 3), (1 / 6, 2, 3), (1 / 8, 2, 2)))
 
 
 def stopping(trainer: Trainer, seeds: range, trials: int) -> None:

@@ -49,12 +49,13 @@ class Entry(NamedTuple):
         return self.number * _GOLDEN % 1
 
 
-# Chosen with benchmarks.search --stopping on recorded searches. These values save 51% of the epochs, and the best
-# trial's accuracy is 0.17 percentage points lower. REDUCTION = 4 saves 58% at the same accuracy, but about a quarter
-# fewer trials are completed, so the front has fewer networks. The rank correlation between the accuracy at a rung and
-# the final accuracy is 0.2 for a rung after a sixth of the epochs, and 0.4 for a rung after half of them. So later
-# rungs decide better, but save less.
-FIRST_RUNG, SPACING, REDUCTION = 1 / 5, 3.0, 3.0
+# Chosen with benchmarks.curves.simulate and benchmarks.search --stopping (benchmarks/HISTORY.md, "Early stopping"). On
+# recorded searches of digits, these values save 58% of the epochs, and the best trial's accuracy is 0.19 percentage
+# points lower. FIRST_RUNG = 1 / 5 saves 51% and loses 0.17 points. REDUCTION = 4 saves more, but about a quarter fewer
+# trials are completed, so the front has fewer networks. The rank correlation between the accuracy at a rung and the
+# final accuracy is 0.2 for a rung after a sixth of the epochs, and 0.4 for a rung after half of them. So later rungs
+# decide better, but save less.
+FIRST_RUNG, SPACING, REDUCTION = 1 / 8, 3.0, 3.0
 WINDOW = 256  # trials that a rung remembers
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio, modulo 1, are spread very evenly
 BAND = 12  # the number of trials of similar sparsity with which a trial is compared

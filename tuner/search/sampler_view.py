@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import optuna
@@ -255,10 +255,10 @@ class SamplingStudy(OwnStudy):
     def _rebuild(self) -> None:
         """Replace the sampler's own study by a new one, in which the trials are sorted."""
         running = dict(sorted(self._open.items()))
-        trials = [(told.number, told.seen) for told in (*sorted(self._best, key=attrgetter("place")), *self._later)]
-        trials += [(number, _running(own)) for number, own in running.items()]
+        trials = [((told.number, told.place), told.seen) for told in (*self._best, *self._later)]
+        trials += [((number, 0), _running(own)) for number, own in running.items()]
         self._study = self._new_study()
-        self._study.add_trials([trial for _, trial in sorted(trials, key=lambda pair: pair[0])])
+        self._study.add_trials([trial for _, trial in sorted(trials, key=itemgetter(0))])
         begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._open = {
             number: optuna.Trial(self._study, own._trial_id) for number, own in zip(running, begun, strict=True)
