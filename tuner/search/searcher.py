@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space
 from tune_sparsity.tuner.search.journal import RECORD, Journal, RecordStorage, read_records
+from tune_sparsity.tuner.search.like_sparsity import LikeSparsityStudy
 from tune_sparsity.tuner.search.planner import Planner
 from tune_sparsity.tuner.search.sampler_view import (
     CONSTRAINT,
     FOR_DASHBOARD,
-    LikeSparsityStudy,
     OwnStudy,
     SamplingStudy,
     View,

@@ -14,8 +14,9 @@ from optuna.trial import TrialState, create_trial
 from tune_sparsity.search_spaces import Prior, Space, load_space
 from tune_sparsity.search_spaces.priors import log_sparsity
 from tune_sparsity.tuner.config import study_config
+from tune_sparsity.tuner.search.like_sparsity import LIKE_SHARE
 from tune_sparsity.tuner.search.planner import planner_for
-from tune_sparsity.tuner.search.sampler_view import LIKE_SHARE, SamplingStudy, View
+from tune_sparsity.tuner.search.sampler_view import SamplingStudy, View
 from tune_sparsity.tuner.search.samplers import SAMPLERS, check_sampler
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.search.spaces import space_for
