@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any
@@ -70,6 +70,13 @@ def seeds_of(index: int) -> range:
     return range(1 if index % SEVERAL else SEEDS)
 
 
+def add(table: Table, pool: Executor, tasks: Iterable[tuple[Any, ...]]) -> None:
+    """Train configurations in the processes of `pool` and add the trainings to the table. A task has the arguments of
+    `trained`."""
+    table.append(list(pool.map(trained, *zip(*tasks, strict=True))))
+    print(f"{len(table.rows())} trainings in {table.path}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", choices=EPOCHS, required=True)
@@ -83,8 +90,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         while part := list(islice(wanted(table, options.upto), PART)):
             tasks = [(*common, index, seed, point(options.method, index)) for index, seed in part]
-            table.append(list(pool.map(trained, *zip(*tasks, strict=True))))
-            print(f"{len(table.rows())} trainings in {table.path}", flush=True)
+            add(table, pool, tasks)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from benchmarks.curves.choosing import first_point, percent
-from benchmarks.curves.points import SPARSITY
-from benchmarks.curves.studies import METHOD, Make, Ours, Simulated, applying, ended_trials, highest, surrogate_of
+from benchmarks.curves.points import SPARSITY, applying
+from benchmarks.curves.studies import METHOD, Make, Ours, Simulated, ended_trials, highest, surrogate_of
 from benchmarks.front import FRONT, TARGETS, even_in_log
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import Asked

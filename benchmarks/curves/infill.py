@@ -12,7 +12,6 @@ and started again, it loses at most one round.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.curves.collect import EPOCHS, seeds_of, trained
+from benchmarks.curves.collect import EPOCHS, add, seeds_of
 from benchmarks.curves.points import INFILL, LEAST, SPARSITY, applying
 from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Row, Table
 from tune_sparsity.search_spaces import load_space
-from tune_sparsity.search_spaces.priors import draw
+from tune_sparsity.search_spaces.priors import draw, from_log, log_sparsity
 
 TARGETS, HIGHEST = 30, 0.99
 
@@ -33,9 +32,9 @@ TARGETS, HIGHEST = 30, 0.99
 def proposed(method: str, rows: Sequence[Row], first: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the configurations of a round with their numbers. `first` is the first number."""
     surrogate, rng = Surrogate(method, rows), np.random.default_rng(first)
+    low, high = log_sparsity(LEAST), log_sparsity(HIGHEST)
     for place, shift in enumerate(rng.permutation(TARGETS) + rng.random()):
-        low, high = math.log(1 - HIGHEST), math.log(1 - LEAST)
-        target = 1 - math.exp(high - (high - low) * shift / TARGETS)
+        target = from_log(low + (high - low) * shift / TARGETS)
         space = load_space(method, target)
         best = surrogate.best(target, tried=1 << 10, refined=4, seed=first + place)
         values = {name: draw(one, space.priors.get(name), rng) for name, one in space.distributions.items()}
@@ -59,9 +58,7 @@ def main() -> None:
                 for index, params in proposed(options.method, table.rows(), first)
                 for seed in seeds_of(index)
             ]
-            rows = list(pool.map(trained, *zip(*tasks, strict=True)))
-            table.append(rows)
-            print(f"{len(table.rows())} trainings in {table.path}", flush=True)
+            add(table, pool, tasks)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ def row(index: int, seed: int, method: str = "lpss") -> Row:
     return Row(index, seed, params, curve, 0.1, curve[-1], EPOCHS * 2.0)
 
 
+def forget() -> None:
+    """Forget the surrogates and what was computed with them."""
+    for cached in (studies.surrogate_of, studies.best_configuration, studies.highest):
+        cached.cache_clear()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("trainings")
@@ -45,11 +51,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(surrogate, "FOLDS", 3)
         patch.setattr(studies, "Table", lambda *about: Table(*about, folder))
         patch.setattr(fronts, "METHODS", METHODS)
-        studies.surrogate_of.cache_clear()
-        studies.best_configuration.cache_clear()
+        forget()
         yield
-    studies.surrogate_of.cache_clear()
-    studies.best_configuration.cache_clear()
+    forget()
 
 
 def test_the_surrogate_predicts_the_accuracies_of_the_table() -> None:

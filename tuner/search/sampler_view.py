@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import optuna
@@ -124,10 +124,9 @@ class OwnStudy(OneByOne):
 
 
 class _Told(NamedTuple):
-    """An ended trial as the sampler sees it. Better trials are smaller."""
+    """An ended trial as the sampler sees it."""
 
-    rank: tuple[float, float]
-    place: int  # among the ended trials, in the order of their ends
+    rank: tuple[float, float]  # better trials have smaller ones
     number: int  # in the journal
     seen: FrozenTrial
 
@@ -147,8 +146,7 @@ class SamplingStudy(OwnStudy):
 
     def __init__(self, sampler: BaseSampler, view: View) -> None:
         super().__init__(sampler, view)
-        self._best, self._later = list[_Told](), list[_Told]()  # the ended trials in `_study`
-        self._count = 0  # ended trials
+        self._best, self._later = list[_Told](), list[_Told]()  # the ended trials in `_study`, if `most` limits them
         self._highest = -1  # the highest number of all trials
         self._sorted = True
 
@@ -185,16 +183,14 @@ class SamplingStudy(OwnStudy):
         if own is None:
             self._study.add_trial(seen)
         else:
-            self._tell(own, trial, state, values)
+            self._tell(own, seen)
 
-    def _tell(self, own: optuna.Trial, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        state, told = self._told(state, values, _constraint(trial))
+    def _tell(self, own: optuna.Trial, seen: FrozenTrial) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if state is TrialState.COMPLETE and self._view.constraint:
-                for name, value in _constraint(trial).items():
-                    own.set_constraint(name, value)
-            self._study.tell(own, told, state=state)
+            for name, value in seen.constraints.items():
+                own.set_constraint(name, value)
+            self._study.tell(own, seen.values, state=seen.state)
 
     def add(self, trials: Iterable[FrozenTrial]) -> None:
         seen = [self._remembered(trial, trial.state, trial.values) for trial in trials if trial.params]
@@ -204,8 +200,8 @@ class SamplingStudy(OwnStudy):
     def _remembered(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> FrozenTrial:
         """Remember an ended trial. Return it as the sampler sees it."""
         seen = self._seen(trial, state, values)
-        self._later.append(_Told(_rank(seen), self._count, trial.number, seen))
-        self._count += 1
+        if self._view.most is not None:
+            self._later.append(_Told(_rank(seen), trial.number, seen))
         self._highest = max(self._highest, trial.number)
         return seen
 
@@ -243,15 +239,15 @@ class SamplingStudy(OwnStudy):
         forgets = len(self._best) + len(self._later) > most
         while len(self._best) + len(self._later) > most:
             step = max(1, most // 4)
-            self._best = nsmallest(most // 2, [*self._best, *self._later[:step]])
+            self._best = nsmallest(most // 2, [*self._best, *self._later[:step]], key=attrgetter("rank"))
             del self._later[:step]
         return forgets
 
     def _rebuild(self) -> None:
         """Replace the sampler's own study by a new one, in which the trials are sorted."""
         running = dict(sorted(self._open.items()))
-        trials = [((told.number, told.place), told.seen) for told in (*self._best, *self._later)]
-        trials += [((number, 0), running_copy(own)) for number, own in running.items()]
+        trials = [(told.number, told.seen) for told in (*self._best, *self._later)]
+        trials += [(number, running_copy(own)) for number, own in running.items()]
         self._study = self._new_study()
         self._study.add_trials([trial for _, trial in sorted(trials, key=itemgetter(0))])
         begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
